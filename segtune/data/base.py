@@ -1,0 +1,121 @@
+"""What a data set is to segtune, whatever its files look like.
+
+A format finds out whether a folder is its own (`detect`, with the evidence) and lists its samples
+(`read`). From there on all data looks the same: an image array and a class map for each sample.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segtune.types import IGNORE_INDEX
+
+Image = NDArray[Any]
+"""[H, W, C], uint8, uint16 or float32."""
+Mask = NDArray[np.uint8]
+"""[H, W], class 0..K-1 or the ignore index."""
+Colour = tuple[int, int, int]
+
+SPLITS = ("train", "val", "test")
+
+
+class Severity(StrEnum):
+    """Errors stop a run unless overridden by code; warnings are shown and kept in the run."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that the data check has to say."""
+
+    severity: Severity
+    code: str
+    """Stable, kebab-case name, e.g. "size-mismatch"; `data.allow` takes it."""
+    message: str
+    files: tuple[str, ...] = ()
+    """Paths relative to the data's root."""
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of a data set."""
+
+    names: tuple[str, ...]
+    """K names; the index is the class."""
+    palette: tuple[Colour, ...]
+    """K colours, 0..255."""
+    ignore_index: int = IGNORE_INDEX
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image with its mask."""
+
+    name: str
+    """Unique in the data set; names the outputs made from it."""
+    image: Path
+    mask: Path | None
+    """None where the sample has no ground truth."""
+    split: str | None
+    """"train", "val", "test", or None where the data says nothing."""
+    group: str | None = None
+    """Samples of one group (sequence, patient) never fall into different splits."""
+
+
+class Reader(Protocol):
+    """Turns a sample's files into arrays."""
+
+    def image(self, sample: Sample) -> Image:
+        """[H, W, C] in the file's own type."""
+
+    def mask(self, sample: Sample) -> Mask:
+        """[H, W] class map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIndex:
+    """A data set that was found and understood, before any pixel is used for training."""
+
+    root: Path
+    format: str
+    samples: tuple[Sample, ...]
+    classes: Classes
+    reader: Reader
+    channels: int = 3
+    evidence: tuple[str, ...] = ()
+    """Why the data was read in this way, line by line, for the user."""
+    findings: tuple[Finding, ...] = ()
+    """What was noticed while reading (unmatched files and the like)."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """The format's own decisions, JSON-serialisable, kept with the run."""
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """The samples of one split, in a fixed order."""
+        return tuple(sample for sample in self.samples if sample.split == name)
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Number of samples in each split that has any."""
+        counts = Counter(sample.split for sample in self.samples)
+        return {name: counts[name] for name in SPLITS if counts[name]}
+
+    def with_samples(self, samples: tuple[Sample, ...]) -> DataIndex:
+        """The same data with other samples or splits."""
+        return replace(self, samples=samples)

@@ -1,0 +1,68 @@
+"""Settings of the data: how it is read, split, cut into training samples and windows (`data.*`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from segtune.settings import Settings
+
+Size = tuple[int, int]
+
+
+class DataSettings(Settings):
+    """How a data set is read and turned into training samples.
+
+    Everything that `dataset.yaml` beside the data can say may be overridden here.
+    """
+
+    # --- reading ---
+    format: str = Field("auto", description="name of a format, or auto")
+    masks: Literal["auto", "index", "palette", "rgb", "binary"] = Field(
+        "auto", description="how mask files encode classes"
+    )
+    threshold: int | None = Field(
+        None, ge=0, le=65534, description="binary masks: foreground is above this grey value"
+    )
+    values: dict[int, int] | None = Field(
+        None, description="mask value in the file -> class (or the ignore index)"
+    )
+    classes: tuple[str, ...] | None = Field(None, min_length=2, description="class names, in order")
+    ignore_index: int = Field(255, ge=0, le=255, description="mask value that never counts")
+    include: tuple[str, ...] = Field((), description="keep samples whose name matches one of these globs")
+    exclude: tuple[str, ...] = Field((), description="drop samples whose name matches one of these globs")
+    limit: int | None = Field(None, ge=1, description="at most this many samples of each split")
+    allow: tuple[str, ...] = Field((), description="codes of data errors to go on with all the same")
+
+    # --- splitting ---
+    val_fraction: float = Field(0.15, ge=0, lt=1, description="share of groups for validation, if not given")
+    test_fraction: float = Field(0.15, ge=0, lt=1, description="share of groups for testing, if not given")
+    split_seed: int = Field(0, ge=0, description="seed of the split")
+    group: str | None = Field(
+        None, description="regular expression on the sample's name; its first group names the group"
+    )
+
+    # --- training samples ---
+    resize: Size | None = Field(None, description="height, width in pixels; every image is resized to this")
+    crop: Size | Literal["auto"] | None = Field(
+        "auto", description="height, width in pixels of a training crop; auto: at most 512; null: whole images"
+    )
+    class_aware: float = Field(
+        0.75, gt=0, le=1, description="draw a crop again while one class covers more than this share"
+    )
+    scale: tuple[float, float] = Field((1.0, 1.0), description="range of the random scale factor")
+    horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    colour: float = Field(0.0, ge=0, le=1, description="strength of the colour jitter")
+    rand_augment: int = Field(0, ge=0, le=5, description="number of RandAugment operations")
+    rand_augment_magnitude: int = Field(9, ge=1, le=30, description="strength, out of 30")
+
+    # --- whole images: evaluation and prediction ---
+    window: Size | Literal["auto"] | None = Field(
+        "auto", description="height, width in pixels of a sliding window; auto: for images above 4 megapixels"
+    )
+    overlap: float = Field(0.25, ge=0, le=0.9, description="share of a window that overlaps its neighbour")
+    flip_tta: bool = Field(False, description="average with the horizontally flipped image")
+
+    workers: int = Field(0, ge=0, le=64, description="processes that load training samples")

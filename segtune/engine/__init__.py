@@ -1,0 +1,1 @@
+"""Building, training, evaluating, predicting and the files of a run."""

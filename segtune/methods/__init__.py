@@ -1,0 +1,17 @@
+"""Tuning methods by name. A new method is one file here and one line below."""
+
+from __future__ import annotations
+
+from segtune.registry import Registry
+
+METHODS = Registry(
+    "method",
+    {
+        "full": "segtune.methods.full:Full",
+        "scratch": "segtune.methods.scratch:Scratch",
+        "head": "segtune.methods.head:Head",
+        "bitfit": "segtune.methods.bitfit:BitFit",
+        "norm": "segtune.methods.norm:Norm",
+        "lora": "segtune.methods.lora:Lora",
+    },
+)

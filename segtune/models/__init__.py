@@ -1,0 +1,18 @@
+"""Models by name. A new model is one file here and one line below."""
+
+from __future__ import annotations
+
+from segtune.registry import Registry
+
+MODELS = Registry(
+    "model",
+    {
+        "unet": "segtune.models.unet:UNet",
+        "deeplabv3_resnet50": "segtune.models.torchvision:TorchvisionModel",
+        "deeplabv3_resnet101": "segtune.models.torchvision:TorchvisionModel",
+        "deeplabv3_mobilenet_v3_large": "segtune.models.torchvision:TorchvisionModel",
+        "fcn_resnet50": "segtune.models.torchvision:TorchvisionModel",
+        "lraspp_mobilenet_v3_large": "segtune.models.torchvision:TorchvisionModel",
+        "smp:": "segtune.models.smp:SmpModel",
+    },
+)

@@ -1,0 +1,147 @@
+"""What every segmentation model of segtune is: encode, decode, and a list of sites."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segtune.types import InputSpec, SegOutput, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """A weights file that somebody published.
+
+    Args:
+        url: where it is downloaded from.
+        filename: its name in the cache folder.
+        sha256: hash of the content, or its first characters (at least 8).
+        covers: "model" for a whole segmentation network, "encoder" for its encoder only.
+    """
+
+    url: str
+    filename: str
+    sha256: str
+    covers: str = "model"
+
+
+@dataclass
+class Features:
+    """What `encode` hands to `decode`."""
+
+    maps: Any
+    """The family's own feature maps."""
+    size: tuple[int, int]
+    """Height and width of the images before padding, in pixels."""
+    padded: tuple[int, int]
+    """Height and width after padding, in pixels."""
+
+
+class SegModel(nn.Module):
+    """A segmentation network: float32 images [B, C, H, W] in [0, 1] to logits [B, K, H, W].
+
+    A family implements `encode_maps`, `decode_maps`, `sites` and `head_names`; this class
+    normalises, pads to the network's multiple, crops back and resizes to the size asked for, so
+    that every height and width works.
+
+    Args:
+        num_classes: K, at least 2.
+        input_spec: channels, normalisation and size multiple.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_classes: int, input_spec: InputSpec) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.input_spec = input_spec
+        shape = (1, input_spec.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(input_spec.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(input_spec.std).view(shape), persistent=False)
+        self.penalty_layers: list[nn.Module] = []
+        """Layers, put there by a method, whose attribute `penalty` is a scalar after a forward."""
+
+    # --- what a family implements -------------------------------------------------------------
+
+    @abstractmethod
+    def encode_maps(self, images: Tensor) -> Any:
+        """Normalised, padded images [B, C, H, W] to the family's feature maps."""
+
+    @abstractmethod
+    def decode_maps(self, maps: Any, padded: tuple[int, int]) -> Tensor:
+        """Feature maps to logits [B, K, *, *], at any resolution."""
+
+    def auxiliary_maps(self, maps: Any) -> dict[str, Tensor]:
+        """Feature maps to logits of auxiliary classifiers, by name; empty where there are none."""
+        return {}
+
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """Every place where a method may attach something, from the input to the output."""
+
+    @abstractmethod
+    def head_names(self) -> tuple[str, ...]:
+        """Module paths of the layers that are new for K classes (final and auxiliary classifier)."""
+
+    def published(self) -> Mapping[str, PublishedWeights]:
+        """Published weights by name; the first is the default."""
+        return {}
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A foreign checkpoint's tensors under this model's names."""
+        return state
+
+    # --- what every model does ----------------------------------------------------------------
+
+    def encode(self, images: Tensor) -> Features:
+        """Images [B, C, H, W] in [0, 1] to features."""
+        height, width = images.shape[-2:]
+        images = (images - self.mean) / self.std
+        multiple, minimum = self.input_spec.multiple, self.input_spec.minimum
+        rows = max(-height % multiple, minimum - height)
+        columns = max(-width % multiple, minimum - width)
+        if rows or columns:
+            images = F.pad(images, (0, columns, 0, rows))
+        padded = (height + rows, width + columns)
+        return Features(maps=self.encode_maps(images), size=(height, width), padded=padded)
+
+    def decode(self, features: Features, size: tuple[int, int] | None = None) -> Tensor:
+        """Features to logits [B, K, *size]; size defaults to that of the images."""
+        return self._fit(self.decode_maps(features.maps, features.padded), features, size)
+
+    def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> SegOutput:
+        """Images [B, C, H, W] to logits at `size`, with auxiliary logits while training."""
+        features = self.encode(images)
+        output = SegOutput(logits=self.decode(features, size))
+        if self.training:
+            for name, logits in self.auxiliary_maps(features.maps).items():
+                output.auxiliary[name] = self._fit(logits, features, size)
+            penalties = [layer.penalty for layer in self.penalty_layers if layer.penalty is not None]
+            if penalties:
+                output.penalties["balance"] = torch.stack(penalties).sum()
+        return output
+
+    def _fit(self, logits: Tensor, features: Features, size: tuple[int, int] | None) -> Tensor:
+        if logits.shape[-2:] != features.padded:
+            logits = F.interpolate(logits, features.padded, mode="bilinear", align_corners=False)
+        logits = logits[..., : features.size[0], : features.size[1]]
+        if size is not None and size != features.size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits
+
+    def head_keys(self) -> set[str]:
+        """State-dict keys of the head."""
+        return set(keys_below(self.state_dict().keys(), self.head_names()))
+
+
+def keys_below(keys: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """The state-dict keys that belong to one of the modules."""
+    prefixes = tuple(f"{name}." for name in modules)
+    return [key for key in keys if key.startswith(prefixes)]

@@ -46,7 +46,7 @@ class DataSettings(Settings):
     # --- training samples ---
     resize: Size | None = Field(None, description="height, width in pixels; every image is resized to this")
     crop: Size | Literal["auto"] | None = Field(
-        "auto", description="height, width in pixels of a training crop; auto: at most 512; null: whole images"
+        "auto", description="height, width in pixels of a training crop; auto: up to 512; null: whole images"
     )
     class_aware: float = Field(
         0.75, gt=0, le=1, description="draw a crop again while one class covers more than this share"

@@ -65,7 +65,7 @@ class SegModel(nn.Module):
         shape = (1, input_spec.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(input_spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(input_spec.std).view(shape), persistent=False)
-        self.penalty_layers: list[nn.Module] = []
+        self.penalty_layers: list[Any] = []
         """Layers, put there by a method, whose attribute `penalty` is a scalar after a forward."""
 
     # --- what a family implements -------------------------------------------------------------

@@ -21,7 +21,9 @@ class PublishedWeights:
     Args:
         url: where it is downloaded from.
         filename: its name in the cache folder.
-        sha256: hash of the content, or its first characters (at least 8).
+        sha256: hash of the content, or its first characters (at least 8); empty where the publisher
+            names none beforehand: the download is then checked against the hash that the server
+            sends with it.
         covers: "model" for a whole segmentation network, "encoder" for its encoder only.
     """
 
@@ -89,6 +91,10 @@ class SegModel(nn.Module):
     @abstractmethod
     def head_names(self) -> tuple[str, ...]:
         """Module paths of the layers that are new for K classes (final and auxiliary classifier)."""
+
+    def encoder_names(self) -> tuple[str, ...]:
+        """Module paths of the encoder: what weights that cover "encoder" consist of."""
+        return ("encoder",)
 
     def published(self) -> Mapping[str, PublishedWeights]:
         """Published weights by name; the first is the default."""

@@ -1,4 +1,7 @@
-"""Metrics by name. A new metric is one file here and one line below."""
+"""Metrics by name. A new metric is one file here and one line below.
+
+A metric is a function from a `Tally` (counts of the whole evaluation) to one number.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,14 @@ from segtune.registry import Registry
 METRICS = Registry(
     "metric",
     {
-        "miou": "segtune.metrics.confusion:MeanIoU",
+        "miou": "segtune.metrics.miou:miou",
+        "miou_per_image": "segtune.metrics.miou_per_image:miou_per_image",
+        "dice": "segtune.metrics.dice:dice",
+        "pixel_accuracy": "segtune.metrics.pixel_accuracy:pixel_accuracy",
+        "mean_accuracy": "segtune.metrics.mean_accuracy:mean_accuracy",
+        "precision": "segtune.metrics.precision:precision",
+        "recall": "segtune.metrics.recall:recall",
+        "foreground_iou": "segtune.metrics.foreground_iou:foreground_iou",
+        "foreground_dice": "segtune.metrics.foreground_dice:foreground_dice",
     },
 )

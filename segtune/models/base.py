@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segtune.errors import TrainingError
 from segtune.types import InputSpec, SegOutput, Site
 
 
@@ -69,6 +70,8 @@ class SegModel(nn.Module):
         self.register_buffer("std", torch.tensor(input_spec.std).view(shape), persistent=False)
         self.penalty_layers: list[Any] = []
         """Layers, put there by a method, whose attribute `penalty` is a scalar after a forward."""
+        self.pooled_norms: list[nn.Module] = []
+        """Batch norms behind a global pooling: with one image they have one value to normalise."""
 
     # --- what a family implements -------------------------------------------------------------
 
@@ -107,7 +110,17 @@ class SegModel(nn.Module):
     # --- what every model does ----------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Features:
-        """Images [B, C, H, W] in [0, 1] to features."""
+        """Images [B, C, H, W] in [0, 1] to features.
+
+        Raises:
+            TrainingError: a single image, while batch norm behind a global pooling is training.
+        """
+        if len(images) == 1 and any(norm.training for norm in self.pooled_norms):
+            raise TrainingError(
+                "a batch of one image cannot train this model: batch norm behind its global pooling "
+                "would have one value to normalise",
+                hint="batches of 2 or more images (also the last one of an epoch), or frozen norm statistics",
+            )
         height, width = images.shape[-2:]
         images = (images - self.mean) / self.std
         multiple, minimum = self.input_spec.multiple, self.input_spec.minimum

@@ -17,7 +17,9 @@ A message says what is wrong and with which value; the `hint` says what to do ab
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 
 class SegtuneError(Exception):
@@ -34,6 +36,11 @@ class SegtuneError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors come back from worker processes; rebuilt from their state, since the arguments of
+        # the constructors differ.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"

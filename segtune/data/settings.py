@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from segtune.settings import Settings
 
-Size = tuple[int, int]
+Pixels = Annotated[int, Field(ge=1)]
+Size = tuple[Pixels, Pixels]
+Factor = Annotated[float, Field(ge=0.05, le=20)]
 
 
 class DataSettings(Settings):
@@ -51,7 +53,7 @@ class DataSettings(Settings):
     class_aware: float = Field(
         0.75, gt=0, le=1, description="draw a crop again while one class covers more than this share"
     )
-    scale: tuple[float, float] = Field((1.0, 1.0), description="range of the random scale factor")
+    scale: tuple[Factor, Factor] = Field((1.0, 1.0), description="range of the random scale factor")
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
     colour: float = Field(0.0, ge=0, le=1, description="strength of the colour jitter")
@@ -66,3 +68,10 @@ class DataSettings(Settings):
     flip_tta: bool = Field(False, description="average with the horizontally flipped image")
 
     workers: int = Field(0, ge=0, le=64, description="processes that load training samples")
+
+    @field_validator("scale")
+    @classmethod
+    def _low_before_high(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"the range starts at {scale[0]}, above its end {scale[1]}")
+        return scale

@@ -1,0 +1,338 @@
+"""Batches for training and single images for evaluation.
+
+A training sample is a pure function of (seed, epoch, index): each draws from a generator of its own.
+The order of the samples is a pure function of (seed, epoch). So a run that is resumed in the middle
+of an epoch sees exactly what it would have seen, with any number of workers, and the random numbers
+of the main process (dropout, for one) are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from segtune.data.base import DataIndex, Image, Mask, Sample
+from segtune.data.settings import DataSettings, Size
+from segtune.data.transforms import TrainTransform, to_tensor
+from segtune.errors import DataError, SegtuneError
+from segtune.types import Batch
+
+Key = tuple[int, int]
+"""Epoch and index of a training sample."""
+Item = TypeVar("Item")
+
+
+class LoadedSample(NamedTuple):
+    """One image with its mask, ready for a model."""
+
+    image: Tensor
+    """float32 [C, H, W] in [0, 1]."""
+    mask: Tensor
+    """uint8 [H, W]."""
+    name: str
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed that differs wherever any of the parts differs.
+
+    Args:
+        parts: what the random numbers may depend on.
+
+    Returns:
+        Integer in 0..2**32-1, the range that PyTorch's generator on the CPU tells apart.
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Seeds PyTorch's generator for a while, on one thread."""
+    num_threads = torch.get_num_threads()
+    # Sums split over threads round differently, and workers have one thread each.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reset the generators of accelerators as well.
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _read(index: DataIndex, sample: Sample) -> tuple[Image, Mask]:
+    """The arrays of a sample, fit to be trained on."""
+    image, mask = index.reader.image(sample), index.reader.mask(sample)
+    if image.shape[:2] != mask.shape:
+        raise DataError(
+            f"{sample.name}: the image is {image.shape[0]}x{image.shape[1]} pixels, "
+            f"its mask {sample.mask} {mask.shape[0]}x{mask.shape[1]}",
+            hint="`segtune data check` lists every such pair; data.exclude leaves samples out",
+        )
+    num_classes, ignore_index = index.classes.num_classes, index.classes.ignore_index
+    # Found here, with its name: on a GPU such a value would end the process without one.
+    wrong = mask[(mask >= num_classes) & (mask != ignore_index)]
+    if wrong.size:
+        raise DataError(
+            f"{sample.mask}: the mask holds the value {wrong[0]}, which is none of the "
+            f"{num_classes} classes and not the ignore index {ignore_index}",
+            hint="`segtune data check` lists the values; data.values maps them to classes",
+        )
+    return image, mask
+
+
+def _require_masks(samples: Sequence[Sample], purpose: str) -> None:
+    if not samples:
+        raise DataError(
+            f"there are no samples for {purpose}",
+            hint="`segtune data check` shows the splits and how they were made",
+        )
+    without = [sample.name for sample in samples if sample.mask is None]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(samples)} samples for {purpose} have no mask, the first is {without[0]}",
+            hint="add the masks, or leave the samples out with data.exclude",
+        )
+
+
+class TrainDataset(Dataset[LoadedSample]):
+    """Training samples by (epoch, index).
+
+    Args:
+        index: the data.
+        samples: those to train on.
+        transform: turns arrays into a training sample.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, index: DataIndex, samples: Sequence[Sample], transform: TrainTransform, seed: int
+    ) -> None:
+        self.index = index
+        self.samples = tuple(samples)
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> LoadedSample:
+        epoch, position = key
+        sample = self.samples[position]
+        image, mask = _read(self.index, sample)
+        with _own_randomness(derive_seed("sample", self.seed, epoch, position)):
+            return LoadedSample(*self.transform(image, mask), sample.name)
+
+
+class EvalDataset(Dataset[LoadedSample]):
+    """Whole images at their own resolution, nothing added.
+
+    Args:
+        index: the data.
+        samples: those to evaluate on.
+    """
+
+    def __init__(self, index: DataIndex, samples: Sequence[Sample]) -> None:
+        self.index = index
+        self.samples = tuple(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int) -> LoadedSample:
+        sample = self.samples[position]
+        image, mask = _read(self.index, sample)
+        return LoadedSample(to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask)), sample.name)
+
+
+class BatchSchedule(Sampler[list[Key]]):
+    """Which samples make which batch, for every step of a run.
+
+    Samples are shuffled anew in each epoch. The last, incomplete batch of an epoch is dropped unless it
+    is the only one.
+
+    Args:
+        num_samples: size of the training set.
+        batch_size: samples in a batch.
+        seed: of the run.
+        start_step: the first step to yield, counted from the start of the run.
+        num_steps: how many steps to yield.
+    """
+
+    def __init__(
+        self, num_samples: int, *, batch_size: int, seed: int, start_step: int = 0, num_steps: int
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.num_steps = num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return max(self.num_samples // self.batch_size, 1)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order: list[int] = []
+        for step in range(self.start_step, self.start_step + self.num_steps):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if batch == 0 or not order:
+                order = self._order(epoch)
+            first = batch * self.batch_size
+            yield [(epoch, position) for position in order[first : first + self.batch_size]]
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+        order: list[int] = torch.randperm(self.num_samples, generator=generator).tolist()
+        return order
+
+
+def collate(samples: Sequence[LoadedSample]) -> Batch:
+    """Stacks samples of one size.
+
+    Args:
+        samples: at least one.
+
+    Returns:
+        The batch, masks as int64.
+
+    Raises:
+        DataError: the samples differ in size, which happens only where they are not cropped.
+    """
+    sizes = {sample.mask.shape: sample.name for sample in samples}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{name} {height}x{width}" for (height, width), name in sizes.items())
+        raise DataError(
+            f"images of different sizes cannot be one batch: {listed}",
+            hint="set data.crop or data.resize, or train.batch_size=1",
+        )
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        masks=torch.stack([sample.mask for sample in samples]).long(),
+        names=[sample.name for sample in samples],
+    )
+
+
+class _Deferred(Dataset[Any], Generic[Item]):
+    """Hands out an error in place of the sample: raised in a worker it would lose hint and shape."""
+
+    def __init__(self, dataset: Dataset[Item]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> Item | SegtuneError:
+        try:
+            return self.dataset[key]
+        except SegtuneError as error:
+            return error
+
+
+def _collate_deferred(samples: list[LoadedSample | SegtuneError]) -> Batch | SegtuneError:
+    loaded = []
+    for sample in samples:
+        if isinstance(sample, SegtuneError):
+            return sample
+        loaded.append(sample)
+    try:
+        return collate(loaded)
+    except SegtuneError as error:
+        return error
+
+
+def _as_is(sample: Item) -> Item:
+    return sample
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose errors are raised in the main process, as they were."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for item in super().__iter__():
+            if isinstance(item, SegtuneError):
+                raise item
+            yield item
+
+
+def train_loader(
+    index: DataIndex,
+    settings: DataSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    crop: Size | None,
+) -> DataLoader[Batch]:
+    """Batches of the split "train", from any step of the run on.
+
+    Args:
+        index: the data.
+        settings: augmentation and workers.
+        batch_size: samples in a batch.
+        seed: of the run.
+        start_step: first step, counted from the start of the run.
+        num_steps: number of batches to yield.
+        crop: height, width in pixels of every sample; None for whole images.
+
+    Returns:
+        Yields `num_steps` batches, the same for any number of workers.
+
+    Raises:
+        DataError: there is nothing to train on, or a sample has no mask. While iterating: a file
+            cannot be read; the message names it.
+        SettingsError: an augmentation does not fit the images.
+    """
+    samples = index.split("train")
+    _require_masks(samples, "training")
+    transform = TrainTransform(
+        settings, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index
+    )
+    schedule = BatchSchedule(
+        len(samples), batch_size=batch_size, seed=seed, start_step=start_step, num_steps=num_steps
+    )
+    return _Loader(
+        _Deferred(TrainDataset(index, samples, transform, seed)),
+        batch_sampler=schedule,
+        collate_fn=_collate_deferred,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        generator=torch.Generator(),  # without one the loader draws from the main generator
+    )
+
+
+def eval_loader(
+    index: DataIndex, samples: Sequence[Sample], settings: DataSettings
+) -> DataLoader[LoadedSample]:
+    """Whole images, one at a time, in the order given.
+
+    Args:
+        index: the data.
+        samples: those to evaluate on.
+        settings: workers.
+
+    Returns:
+        Yields one `LoadedSample` for each sample.
+
+    Raises:
+        DataError: there are no samples, or one has no mask. While iterating: a file cannot be read;
+            the message names it.
+    """
+    _require_masks(samples, "evaluation")
+    return _Loader(
+        _Deferred(EvalDataset(index, samples)),
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        generator=torch.Generator(),
+    )

@@ -14,18 +14,40 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-LIGHT_MODULES = frozenset({"__future__", "collections.abc", "typing", "pydantic", "segtune.settings"})
+LIGHT_MODULES = frozenset(
+    {"__future__", "collections.abc", "typing", "pydantic", "segtune.settings", "segtune.types"}
+)
 """Modules that a settings class may take names from (and other settings classes, by name)."""
 
 
 class Settings(BaseModel):
     """Frozen settings of one component; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_from_text(cls, values: Any) -> Any:
+        """Lets "256,256" and "a" stand for lists, as typed on a command line."""
+        if not isinstance(values, dict):
+            return values
+        lists = {name for name, info in cls.model_fields.items() if _takes_list(info.annotation)}
+        return {
+            key: [item.strip() for item in value.split(",")]
+            if key in lists and isinstance(value, str) and value != "auto"
+            else value
+            for key, value in values.items()
+        }
+
+
+def _takes_list(annotation: Any) -> bool:
+    if get_origin(annotation) is tuple:
+        return True
+    return get_origin(annotation) in {Union, types.UnionType} and any(map(_takes_list, get_args(annotation)))
 
 
 def source_path(module: str) -> Path:
@@ -52,8 +74,9 @@ def read_settings(module: str) -> dict[str, type[Settings]]:
         Every class of the file whose name ends in "Settings", in the order of the file.
     """
     path = source_path(module)
-    namespace: dict[str, Any] = {"__name__": f"{module}:settings"}
-    sys.modules.setdefault(namespace["__name__"], _namespace_module(namespace))
+    # pydantic resolves annotations through sys.modules, hence a module object of its own
+    holder = types.ModuleType(f"{module}:settings")
+    sys.modules[holder.__name__] = holder
     kept: list[ast.stmt] = []
     found: list[str] = []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -61,21 +84,11 @@ def read_settings(module: str) -> dict[str, type[Settings]]:
             if node.module in LIGHT_MODULES:
                 kept.append(node)
             elif node.module.startswith("segtune."):
-                wanted = {a.name: a.asname or a.name for a in node.names if a.name.endswith("Settings")}
-                for name, local in wanted.items():
-                    namespace[local] = read_settings(node.module)[name]
+                for alias in node.names:
+                    if alias.name.endswith("Settings"):
+                        setattr(holder, alias.asname or alias.name, read_settings(node.module)[alias.name])
         elif isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
             kept.append(node)
             found.append(node.name)
-    code = compile(ast.Module(body=kept, type_ignores=[]), str(path), "exec")
-    # pydantic resolves annotations through sys.modules, hence the module object made above.
-    module_dict = sys.modules[namespace["__name__"]].__dict__
-    module_dict.update(namespace)
-    exec(code, module_dict)
-    return {name: module_dict[name] for name in found}
-
-
-def _namespace_module(namespace: dict[str, Any]) -> types.ModuleType:
-    module = types.ModuleType(namespace["__name__"])
-    module.__dict__.update(namespace)
-    return module
+    exec(compile(ast.Module(body=kept, type_ignores=[]), str(path), "exec"), holder.__dict__)
+    return {name: holder.__dict__[name] for name in found}

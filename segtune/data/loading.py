@@ -152,6 +152,11 @@ class EvalDataset(Dataset[LoadedSample]):
         return LoadedSample(to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask)), sample.name)
 
 
+def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+    """Batches in an epoch: the last, incomplete one counts only where it is the only one."""
+    return max(num_samples // batch_size, 1)
+
+
 class BatchSchedule(Sampler[list[Key]]):
     """Which samples make which batch, for every step of a run.
 
@@ -178,7 +183,7 @@ class BatchSchedule(Sampler[list[Key]]):
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
-        return max(self.num_samples // self.batch_size, 1)
+        return steps_per_epoch(self.num_samples, self.batch_size)
 
     def __len__(self) -> int:
         return self.num_steps

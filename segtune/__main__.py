@@ -1,0 +1,5 @@
+"""`python -m segtune`."""
+
+from segtune.cli import main
+
+main()

@@ -1,0 +1,200 @@
+"""The public functions, for use from Python; the command line calls the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segtune.config.load import Layer, load_config
+
+if TYPE_CHECKING:
+    from segtune.engine.evaluate import Evaluation
+    from segtune.engine.fit import FitResult
+    from segtune.engine.predict import Prediction
+    from segtune.engine.reporter import Reporter
+    from segtune.methods.apply import Applied
+    from segtune.models.base import SegModel
+
+PathLike = Path | str
+
+
+def load_model(
+    name: str, num_classes: int, *, weights: str = "default", seed: int = 0, **settings: Any
+) -> SegModel:
+    """Builds a model and loads its weights.
+
+    Args:
+        name: as in `segtune list models`, e.g. "unet" or "smp:unet/resnet34".
+        num_classes: K, at least 2; the classifier is new unless the weights have one for K classes.
+        weights: "default", "none", a published name, or a .safetensors or .pth file.
+        seed: of the random start.
+        **settings: of the model, e.g. depth=3.
+
+    Returns:
+        The model in eval mode on the CPU: images [B, C, H, W] in [0, 1] to an output with `.logits`.
+    """
+    from segtune.models.build import build_model
+    from segtune.models.weights import load_weights
+
+    config = load_config([_layer(name, "head", {f"model.{key}": value for key, value in settings.items()})])
+    model = build_model(name, num_classes, config.model_settings, seed=seed)
+    load_weights(model, weights)
+    return model.eval()
+
+
+def adapt(model: SegModel, method: str, *, seed: int = 0, **settings: Any) -> Applied:
+    """Freezes a model and applies a tuning method to it, in place.
+
+    Args:
+        model: from `load_model`.
+        method: as in `segtune list methods`, or several joined by "+".
+        seed: of the new tensors' random start.
+        **settings: of the method, e.g. rank=8.
+
+    Returns:
+        What the method owns: `.parameters()` to train, `.state_dict()` to save, `.merge()`,
+        `.remove()`.
+    """
+    from typing import cast
+
+    from segtune.methods.apply import apply
+    from segtune.methods.base import MethodSettings
+
+    own = {f"method.{key}": value for key, value in settings.items()}
+    config = load_config([_layer("unet", method, own)])
+    parts = cast(Mapping[str, MethodSettings], config.method_parts)
+    applied = apply(model, model.sites(), parts, seed=seed)
+    model.penalty_layers = list(applied.operations)
+    return applied
+
+
+def fit(
+    data: PathLike,
+    *,
+    model: str,
+    method: str,
+    out: PathLike,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> FitResult:
+    """Tunes a model on a data set.
+
+    Args:
+        data: folder or manifest.
+        model: as in `segtune list models`.
+        method: as in `segtune list methods`, or several joined by "+".
+        out: folder of the run; new or empty.
+        settings: by dotted key, e.g. {"train.epochs": 5, "method.rank": 8}.
+        resume: go on from the last checkpoint in `out`.
+        reporter: hears what happens.
+
+    Returns:
+        Scores and costs, as in result.json.
+    """
+    from segtune.engine.fit import fit as run_fit
+
+    config = load_config([_layer(model, method, {**(settings or {}), "data.path": str(data)})])
+    return run_fit(config, Path(out), resume=resume, reporter=reporter)
+
+
+def evaluate(
+    run: PathLike,
+    *,
+    data: PathLike | None = None,
+    split: str = "test",
+    settings: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    batch_size: int = 1,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Scores a run's best model on a split, at original resolution.
+
+    Args:
+        run: a run's folder.
+        data: another data set; default: the one it was trained on.
+        split: "train", "val" or "test".
+        settings: `data.*` settings by dotted key, over those of the run.
+        weights: where the base's weights lie now, if not where they were.
+        batch_size: images of equal size that enter the model at once.
+        reporter: hears about progress.
+    """
+    from segtune.engine.session import evaluate_run
+
+    return evaluate_run(
+        Path(run),
+        data=None if data is None else Path(data),
+        split=split,
+        settings=settings or {},
+        weights=weights,
+        batch_size=batch_size,
+        reporter=reporter,
+    )
+
+
+def predict(
+    run: PathLike,
+    images: PathLike | Sequence[PathLike],
+    *,
+    out: PathLike,
+    overlays: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[Prediction]:
+    """Writes a mask and an overlay for each image.
+
+    Args:
+        run: a run's folder, or an adapter's.
+        images: an image, a folder, or several of them.
+        out: folder for the results.
+        overlays: write the overlays too.
+        settings: data.window, data.overlap, data.flip_tta, data.resize by dotted key.
+        weights: where the base's weights lie now, if not where they were.
+        reporter: hears about progress.
+
+    Yields:
+        The files of each image, as they are done.
+    """
+    from segtune.engine.session import predict_run
+
+    inputs = [images] if isinstance(images, str | Path) else list(images)
+    return predict_run(
+        Path(run),
+        [Path(path) for path in inputs],
+        Path(out),
+        overlays=overlays,
+        settings=settings or {},
+        weights=weights,
+        reporter=reporter,
+    )
+
+
+def merge(run: PathLike, out: PathLike, *, weights: str | None = None) -> dict[str, Any]:
+    """Writes a run's base with the adapter folded in, and proves that it computes the same.
+
+    Args:
+        run: a run's folder, or an adapter's.
+        out: a .safetensors file; it serves as `model.weights` of another run.
+        weights: where the base's weights lie now, if not where they were.
+
+    Returns:
+        The file and the differences measured.
+    """
+    from segtune.engine.merge import merge_run
+    from segtune.engine.run import load_run
+
+    return merge_run(load_run(run, weights=weights), Path(out))
+
+
+def _layer(model: str, method: str, settings: Mapping[str, Any]) -> Layer:
+    values: dict[str, Any] = {"model": {"name": model}, "method": {"name": method}}
+    for key, value in settings.items():
+        section, _, rest = key.partition(".")
+        node = values.setdefault(section, {})
+        *path, last = rest.split(".")
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return Layer("settings", values)

@@ -1,0 +1,77 @@
+"""`segtune evaluate`: scores of a run on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from segtune.cli.options import (
+    assignments_to_settings,
+    json_option,
+    print_json,
+    set_option,
+    weights_option,
+)
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Another data set than the run's own.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
+@weights_option
+@set_option
+@json_option
+def command(
+    run: Path,
+    data: Path | None,
+    split: str,
+    batch_size: int,
+    weights: str | None,
+    assignments: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Score the best model of RUN on a split, at the images' original size."""
+    from segtune.engine.folder import require_run
+    from segtune.errors import UsageError
+
+    require_run(run)
+    if data is not None and not data.exists():
+        raise UsageError(f"there is no data folder or manifest {data}", hint="check --data")
+
+    from segtune.cli.console import ConsoleReporter, make_table
+    from segtune.engine.session import evaluate_run
+
+    reporter = ConsoleReporter()
+    try:
+        evaluation = evaluate_run(
+            run,
+            data=data,
+            split=split,
+            settings=assignments_to_settings(assignments),
+            weights=weights,
+            batch_size=batch_size,
+            reporter=reporter,
+        )
+    finally:
+        reporter.close()
+    if as_json:
+        print_json(evaluation.to_dict())
+        return
+    click.echo(f"{run} on {split}: {evaluation.num_images} images in {evaluation.seconds:.1f} s")
+    for name, score in evaluation.scores.items():
+        click.echo(f"  {name:<16} {score:.4f}")
+
+    from rich.console import Console
+
+    names = list(evaluation.per_class)
+    rows = [
+        [label, *(_cell(evaluation.per_class[name][k]) for name in names)]
+        for k, label in enumerate(evaluation.class_names)
+    ]
+    Console(highlight=False).print(make_table("", ["class", *names], rows))
+
+
+def _cell(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.4f}"

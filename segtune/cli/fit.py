@@ -1,0 +1,107 @@
+"""`segtune fit`: tune a model on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from segtune.cli.options import config_option, flags, json_option, print_json, set_option
+
+
+@click.command("fit")
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODEL", help="Name of a model; see `segtune list models`.")
+@click.option("--method", metavar="METHOD", help="Name of a method, or several joined by +.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="RUN", help="Folder of the run.")
+@config_option
+@set_option
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
+@json_option
+def command(
+    data: Path | None,
+    model: str | None,
+    method: str | None,
+    out: Path | None,
+    files: tuple[Path, ...],
+    assignments: tuple[str, ...],
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Tune a model on DATA and leave a run folder.
+
+    DATA is a folder of images and masks, or a CSV manifest; see `segtune data check DATA`.
+    """
+    from segtune.config.load import difference, load_settings
+    from segtune.errors import UsageError
+
+    given = flags(
+        DATA=(("data", "path"), None if data is None else str(data.resolve())),
+        model=(("model", "name"), model),
+        method=(("method", "name"), method),
+    )
+    if resume:
+        if out is None:
+            raise UsageError("--resume needs the run's folder", hint="--out RUN")
+        from segtune.engine.folder import RunFolder
+
+        config = RunFolder(out).read_config()
+        if given or files or assignments:
+            changed = difference(config, load_settings(flags=given, files=files, assignments=assignments))
+            if changed:
+                raise UsageError(
+                    "a run is resumed with the settings it was started with; changed: " + "; ".join(changed),
+                    hint="leave the settings out, or start another run",
+                )
+    else:
+        config = load_settings(flags=given, files=files, assignments=assignments)
+    if config.data_path is None:
+        raise UsageError("DATA is missing", hint="segtune fit DATA --model MODEL --method METHOD")
+    if not config.data_path.exists():
+        raise UsageError(f"there is no data folder or manifest {config.data_path}", hint="check the path")
+    if out is None:
+        out = _free_folder(config.data_path, config.model, config.method)
+
+    from segtune.cli.console import ConsoleReporter
+    from segtune.engine.fit import fit
+
+    reporter = ConsoleReporter()
+    reporter.note(f"run folder: {out}", *_changed(config.sources, config.to_dict()))
+    result = fit(config, out, resume=resume, reporter=reporter)
+    if as_json:
+        print_json(result.result)
+        return
+    click.echo(f"run     {out}")
+    for split in ("val", "test"):
+        evaluation = result.result[split]
+        if evaluation is not None:
+            scores = evaluation["scores"]
+            click.echo(
+                f"{split:<7} mIoU {scores['miou']:.4f}  Dice {scores['dice']:.4f}"
+                f"  accuracy {scores['pixel_accuracy']:.4f}  ({evaluation['num_images']} images)"
+            )
+    click.echo(
+        f"trained {result.result['parameters_trainable']:,} of {result.result['parameters_total']:,}"
+        f" parameters in {result.result['train_seconds']:.0f} s"
+        f" ({result.result['wait_share']:.0%} waiting for data);"
+        f" adapter {result.result['adapter_bytes']:,} bytes"
+    )
+
+
+def _free_folder(data: Path, model: str, method: str) -> Path:
+    stem = f"{data.stem}-{model}-{method}".replace("/", "-").replace(":", "-")
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _changed(sources: dict[str, str], values: dict[str, object]) -> list[str]:
+    """The settings that are not defaults, each with where it came from."""
+    lines = []
+    for key, source in sources.items():
+        node: object = values
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        lines.append(f"  {key} = {node}  ({source})")
+    return lines

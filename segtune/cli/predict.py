@@ -1,0 +1,62 @@
+"""`segtune predict`: masks and overlays for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from segtune.cli.options import assignments_to_settings, json_option, print_json, set_option, weights_option
+
+
+@click.command("predict")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER")
+@click.option("--no-overlays", is_flag=True, help="Write the masks only.")
+@weights_option
+@set_option
+@json_option
+def command(
+    run: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    no_overlays: bool,
+    weights: str | None,
+    assignments: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Predict masks for IMAGES (files or folders) with the best model of RUN.
+
+    FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png.
+    """
+    from segtune.engine.folder import require_run
+    from segtune.errors import UsageError
+
+    require_run(run)
+    for path in images:
+        if not path.exists():
+            raise UsageError(f"there is no file or folder {path}", hint="check the path")
+
+    from segtune.cli.console import ConsoleReporter
+    from segtune.engine.session import predict_run
+
+    reporter = ConsoleReporter()
+    done = []
+    try:
+        for prediction in predict_run(
+            run,
+            images,
+            out,
+            overlays=not no_overlays,
+            settings=assignments_to_settings(assignments),
+            weights=weights,
+            reporter=reporter,
+        ):
+            done.append(prediction)
+            if not as_json:
+                click.echo(prediction.mask)
+    finally:
+        reporter.close()
+    if as_json:
+        print_json([{k: None if v is None else str(v) for k, v in vars(p).items()} for p in done])

@@ -1,0 +1,121 @@
+"""The settings of one run, complete and frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from segtune.data.settings import DataSettings
+from segtune.settings import Settings
+
+DEFAULT_EPOCHS = 20
+
+
+class OptimSettings(Settings):
+    """Settings of the optimiser and its schedule (`optim.*`)."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="optimiser")
+    learning_rate: float | Literal["auto"] = Field(
+        "auto", description="peak learning rate; auto: the method's own"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="of weight matrices; never of norms and biases")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    schedule: Literal["cosine", "poly", "constant"] = Field("cosine", description="after the warm-up")
+    poly_power: float = Field(0.9, gt=0, description="exponent of the poly schedule")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+
+    @model_validator(mode="after")
+    def _positive(self) -> OptimSettings:
+        if self.learning_rate != "auto" and self.learning_rate <= 0:
+            raise ValueError("learning_rate must be greater than 0")
+        return self
+
+
+class TrainSettings(Settings):
+    """Settings of the training loop (`train.*`)."""
+
+    epochs: int | None = Field(None, ge=1, description=f"passes over the data; default {DEFAULT_EPOCHS}")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    batch_size: int = Field(8, ge=1, description="images that enter the network at once")
+    accumulate: int = Field(1, ge=1, description="batches summed up for one optimiser step")
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="auto: bf16 where the processor has it, else 32"
+    )
+    seed: int = Field(0, ge=0, description="of initial weights, order, augmentation and dropout")
+    accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    threads: int | None = Field(None, ge=1, description="processor threads; default: all cores")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    early_stop: int | None = Field(None, ge=1, description="validations without a better score to stop after")
+    monitor: str = Field("miou", description="metric that decides which checkpoint is the best")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; default: every epoch and at least every 500 steps"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _precision_as_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("precision"), int):
+            return {**values, "precision": str(values["precision"])}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("train.epochs and train.steps exclude each other")
+        return self
+
+
+class LossCommonSettings(Settings):
+    """Settings that hold for every loss (`loss.*`)."""
+
+    auxiliary_weight: float = Field(0.4, ge=0, description="weight of auxiliary classifiers' loss")
+    penalty_weight: float = Field(0.01, ge=0, description="weight of the losses that methods report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run but the data's content.
+
+    `sources` says for each dotted key where its value came from: "default" or what was read.
+    """
+
+    model: str
+    weights: str
+    model_settings: Settings
+    method: str
+    method_parts: dict[str, Settings]
+    loss: str
+    loss_common: LossCommonSettings
+    loss_settings: Settings
+    data_path: Path | None
+    data: DataSettings
+    optim: OptimSettings
+    train: TrainSettings
+    sources: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested mapping of plain values, as written to `config.yaml` and read back by `load_config`."""
+        parts = {name: settings.model_dump(mode="json") for name, settings in self.method_parts.items()}
+        method = next(iter(parts.values())) if len(parts) == 1 else parts
+        data = {"path": str(self.data_path)} if self.data_path is not None else {}
+        return {
+            "model": {
+                "name": self.model,
+                "weights": self.weights,
+                **self.model_settings.model_dump(mode="json"),
+            },
+            "method": {"name": self.method, **method},
+            "data": {**data, **self.data.model_dump(mode="json")},
+            "loss": {
+                "name": self.loss,
+                **self.loss_common.model_dump(mode="json"),
+                **self.loss_settings.model_dump(mode="json"),
+            },
+            "optim": self.optim.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+        }

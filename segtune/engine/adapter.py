@@ -1,0 +1,208 @@
+"""Adapters on disk: what they hold, how they are written, and how a model comes back from one.
+
+A folder with two files. `adapter.safetensors` holds every tensor that training could change: the
+method's own, the head, base parameters that were trained, running statistics that moved.
+`adapter.json` says what they belong to. Together with the base they give the model back bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+import segtune
+from segtune.data.base import Classes
+from segtune.engine.build import Tunable, build_tunable
+from segtune.engine.files import write_json
+from segtune.engine.folder import DESCRIPTION
+from segtune.engine.tensors import write_tensors
+from segtune.errors import AdapterError
+from segtune.methods import METHODS
+from segtune.models import MODELS
+from segtune.models.weights import fingerprint
+
+FORMAT_VERSION = 1
+TENSORS = "adapter.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterDescription:
+    """Everything that is needed to rebuild a tuned model from its base, as plain values."""
+
+    format_version: int = FORMAT_VERSION
+    model: str
+    model_settings: dict[str, Any]
+    weights: str
+    """What the base was loaded from: "none", a published name or a path."""
+    weights_sha256: str | None
+    """Hash of the weights file; None for random weights."""
+    seed: int
+    """Of the random start; with weights "none" it determines the base."""
+    base_fingerprint: str
+    """Hash of the base tensors that the adapter does not carry."""
+    method: dict[str, dict[str, Any]]
+    """Settings of each method by name, in order."""
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    inference: dict[str, Any] = field(default_factory=dict)
+    """resize, window, overlap, flip_tta, precision: how images are fed to the model."""
+    parameters_trainable: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that the model tells apart."""
+        return Classes(names=self.class_names, palette=self.palette, ignore_index=self.ignore_index)
+
+
+def describe(
+    tunable: Tunable, config_model: Any, classes: Classes, inference: dict[str, Any]
+) -> AdapterDescription:
+    """The description of a model that is about to be saved."""
+    spec = tunable.model.input_spec
+    return AdapterDescription(
+        model=config_model.model,
+        model_settings=config_model.model_settings.model_dump(mode="json"),
+        weights=_weights_name(tunable),
+        weights_sha256=tunable.weights.sha256,
+        seed=config_model.train.seed,
+        base_fingerprint=fingerprint(tunable.model, exclude=set(tunable.applied.owned())),
+        method={
+            name: settings.model_dump(mode="json") for name, settings in tunable.applied.settings.items()
+        },
+        class_names=classes.names,
+        palette=classes.palette,
+        ignore_index=classes.ignore_index,
+        channels=spec.channels,
+        mean=spec.mean,
+        std=spec.std,
+        inference=inference,
+        parameters_trainable=tunable.applied.counts()["trainable"],
+        versions={"segtune": segtune.__version__, "torch": str(torch.__version__)},
+    )
+
+
+def _weights_name(tunable: Tunable) -> str:
+    report = tunable.weights
+    if report.path is None or report.source in tunable.model.published():
+        return report.source
+    return str(report.path.resolve())
+
+
+def save_adapter(tunable: Tunable, description: AdapterDescription, folder: Path) -> None:
+    """Writes an adapter; each file is whole or not there, the description last."""
+    metadata = {"format": f"segtune-adapter-{FORMAT_VERSION}", "base": description.base_fingerprint}
+    write_tensors(folder / TENSORS, tunable.applied.state_dict(), metadata)
+    write_json(folder / DESCRIPTION, asdict(description))
+
+
+def verify_adapter(tunable: Tunable, folder: Path, images: Tensor) -> None:
+    """Loads a saved adapter onto a base built anew and compares the outputs on one batch.
+
+    Args:
+        tunable: the model that was saved.
+        folder: where.
+        images: [B, C, H, W] in [0, 1], on the CPU.
+
+    Raises:
+        AdapterError: the outputs differ in a single bit.
+    """
+    loaded, _ = load_adapter(folder)
+    device = next(tunable.model.parameters()).device
+    training = tunable.model.training
+    tunable.model.eval()
+    with torch.no_grad():
+        expected = tunable.model(images.to(device)).logits
+        got = loaded.model.to(device).eval()(images.to(device)).logits
+    tunable.model.train(training)
+    if not torch.equal(expected, got):
+        difference = (expected - got).abs().max().item()
+        raise AdapterError(
+            f"the adapter in {folder} gives another output when it is loaded back"
+            f" (difference {difference:.3g})",
+            hint="this is a defect of segtune: please report it with the run's config.yaml",
+        )
+
+
+def read_description(folder: Path) -> AdapterDescription:
+    """Reads and checks `adapter.json`.
+
+    Raises:
+        AdapterError: missing, damaged, or of a newer format.
+    """
+    path = folder / DESCRIPTION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("format_version")
+    except FileNotFoundError:
+        raise AdapterError(
+            f"{folder} holds no adapter ({DESCRIPTION} is missing)",
+            hint="name a run folder, or its adapter folder",
+        ) from None
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise AdapterError(f"{path} is damaged: {error}", hint="train again or use a copy") from None
+    if version != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} has format version {version}; this segtune reads version {FORMAT_VERSION}",
+            hint="install the segtune version that wrote it (see its `versions`)",
+        )
+    try:
+        values["class_names"] = tuple(values["class_names"])
+        values["palette"] = tuple(tuple(colour) for colour in values["palette"])
+        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+        return AdapterDescription(**values)
+    except (TypeError, KeyError) as error:
+        raise AdapterError(f"{path} is not a description of an adapter: {error}") from None
+
+
+def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, AdapterDescription]:
+    """Rebuilds a tuned model from its base and an adapter.
+
+    Args:
+        folder: the adapter's folder.
+        weights: where the base's weights lie now, if not where they were.
+
+    Returns:
+        The model in eval mode on the CPU, and the adapter's description.
+
+    Raises:
+        AdapterError: the adapter is damaged or belongs to another base.
+        WeightsError: the base's weights are not to be had.
+    """
+    description = read_description(folder)
+    tunable = build_tunable(
+        model=description.model,
+        model_settings=MODELS.settings(description.model).model_validate(description.model_settings),
+        weights=weights if weights is not None else description.weights,
+        num_classes=len(description.class_names),
+        method_parts={
+            name: METHODS.settings(name).model_validate(settings)
+            for name, settings in description.method.items()
+        },
+        seed=description.seed,
+    )
+    found = fingerprint(tunable.model, exclude=set(tunable.applied.owned()))
+    if found != description.base_fingerprint:
+        raise AdapterError(
+            f"the adapter in {folder} was trained on another base: its fingerprint is"
+            f" {description.base_fingerprint[:16]}, that of {tunable.weights.source!r} is {found[:16]}",
+            hint="give the weights that it was trained on with --weights FILE",
+        )
+    try:
+        state = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{folder / TENSORS} cannot be read: {error}") from None
+    tunable.applied.load_state_dict(state)
+    tunable.model.eval()
+    return tunable, description

@@ -1,0 +1,143 @@
+"""Putting the parts of a run together; the only file that knows every package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from segtune.config.run import RunConfig
+from segtune.data.base import Classes
+from segtune.errors import UsageError
+from segtune.losses import LOSSES
+from segtune.methods import METHODS
+from segtune.methods.apply import Applied, apply
+from segtune.methods.base import MethodSettings
+from segtune.models.base import SegModel
+from segtune.models.build import build_model
+from segtune.models.weights import WeightsReport, load_weights
+from segtune.settings import Settings
+
+
+@dataclass(eq=False)
+class Tunable:
+    """A model with a method on it."""
+
+    model: SegModel
+    applied: Applied
+    weights: WeightsReport
+
+
+def build_tunable(
+    *,
+    model: str,
+    model_settings: Settings | None,
+    weights: str,
+    num_classes: int,
+    method_parts: Mapping[str, Settings],
+    seed: int,
+    removable: bool = False,
+) -> Tunable:
+    """Builds a model, loads its weights and applies a method.
+
+    Args:
+        model: registered name.
+        model_settings: None for the defaults.
+        weights: "default", "none", a published name or a file.
+        num_classes: K.
+        method_parts: settings of each method by name.
+        seed: of every random start: base, head, adapter.
+        removable: keep what `Applied.remove` needs.
+
+    Returns:
+        The model in eval mode on the CPU, with what the method owns.
+    """
+    parts = cast(Mapping[str, MethodSettings], method_parts)
+    built = build_model(model, num_classes, model_settings, seed=seed)
+    random_base = any(METHODS.load(name).random_base for name in parts)
+    report = load_weights(built, "none" if random_base else weights)
+    if report.source == "none" and any(not settings.train_head for settings in parts.values()):
+        raise UsageError(
+            "method.train_head=false needs weights with a classifier for these classes,"
+            " and the base is random",
+            hint="give model.weights=FILE, or leave train_head at true",
+        )
+    if not report.kept_head and any(not settings.train_head for settings in parts.values()):
+        raise UsageError(
+            f"method.train_head=false, but the classifier for {num_classes} classes is new",
+            hint="leave train_head at true: a new classifier must be trained",
+        )
+    return adapt_model(built, parts, report, seed=seed, removable=removable)
+
+
+def adapt_model(
+    model: SegModel,
+    parts: Mapping[str, MethodSettings],
+    report: WeightsReport,
+    *,
+    seed: int,
+    removable: bool,
+) -> Tunable:
+    """Applies a method to a model with its weights loaded."""
+    model.eval()
+    applied = apply(model, model.sites(), parts, seed=seed, removable=removable)
+    model.penalty_layers = list(applied.operations)
+    return Tunable(model, applied, report)
+
+
+def build_from_config(config: RunConfig, classes: Classes) -> Tunable:
+    """The model and method of a run."""
+    return build_tunable(
+        model=config.model,
+        model_settings=config.model_settings,
+        weights=config.weights,
+        num_classes=classes.num_classes,
+        method_parts=config.method_parts,
+        seed=config.train.seed,
+    )
+
+
+def build_loss(config: RunConfig, classes: Classes) -> nn.Module:
+    """The run's loss: (logits [B, K, H, W], masks [B, H, W]) to a scalar."""
+    loss: nn.Module = LOSSES.load(config.loss)(
+        config.loss_settings, num_classes=classes.num_classes, ignore_index=classes.ignore_index
+    )
+    return loss
+
+
+def learning_rate(config: RunConfig) -> float:
+    """The peak learning rate: the setting, or that of the run's first method."""
+    if config.optim.learning_rate != "auto":
+        return config.optim.learning_rate
+    rate: float = METHODS.load(next(iter(config.method_parts))).learning_rate
+    return rate
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """The device for "auto", "cpu" or "cuda".
+
+    Raises:
+        UsageError: cuda was asked for and there is none.
+    """
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UsageError("train.accelerator=cuda, but no CUDA device is available", hint="use auto or cpu")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """The precision for a device: "32", "bf16" or "16"; auto is bf16 where the processor has it.
+
+    Raises:
+        UsageError: 16 on a CPU.
+    """
+    if precision == "16" and device.type == "cpu":
+        raise UsageError("train.precision=16 needs a GPU", hint="use bf16, 32 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "16"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "32"

@@ -1,0 +1,123 @@
+"""Scores of a model on a split: whole images, at their original size, one confusion matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segtune.data.base import DataIndex, Sample
+from segtune.data.loading import eval_loader
+from segtune.data.settings import DataSettings
+from segtune.engine.infer import Inference
+from segtune.errors import DataError
+from segtune.metrics.miou_per_image import image_scores
+from segtune.metrics.per_class import per_class
+from segtune.metrics.scores import compute_scores
+from segtune.metrics.tally import Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of one model on one split."""
+
+    split: str
+    num_images: int
+    scores: dict[str, float]
+    per_class: dict[str, list[float | None]]
+    class_names: tuple[str, ...]
+    confusion: list[list[int]]
+    """[K][K] pixel counts: row = ground truth, column = prediction."""
+    per_image: dict[str, float]
+    """Mean IoU of each image by name."""
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(self.__dict__)
+
+
+def evaluate_samples(
+    inference: Inference,
+    index: DataIndex,
+    samples: Sequence[Sample],
+    settings: DataSettings,
+    *,
+    split: str,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Scores a model on samples with ground truth.
+
+    Args:
+        inference: the model with its way of being fed.
+        index: the data.
+        samples: at least one, each with a mask.
+        settings: number of worker processes.
+        split: what the samples are called.
+        batch_size: images of equal size that enter the model at once; no score depends on it.
+        progress: called with the number of images done and of all.
+
+    Raises:
+        DataError: there is no sample.
+    """
+    if not samples:
+        raise DataError(
+            f"there are no {split} images to evaluate on",
+            hint="choose another split with --split, or set data.val_fraction / data.test_fraction",
+        )
+    start = time.perf_counter()
+    classes = index.classes
+    tally = Tally(classes.num_classes, classes.ignore_index)
+    surprise, pixels = 0.0, 0
+    done = 0
+    for images, masks, names in _equal_sizes(eval_loader(index, samples, settings), batch_size):
+        probabilities = inference.probabilities(images).cpu()
+        predictions = probabilities.argmax(dim=1)
+        for name, prediction, mask in zip(names, predictions, masks, strict=True):
+            tally.update(prediction, mask, name)
+        valid = masks != classes.ignore_index
+        labels = torch.where(valid, masks, 0).long()
+        chosen = probabilities.gather(1, labels[:, None])[:, 0][valid]
+        surprise -= chosen.double().clamp_min(1e-12).log().sum().item()
+        pixels += int(valid.sum())
+        done += len(names)
+        if progress is not None:
+            progress(done, len(samples))
+    scores = compute_scores(tally)
+    scores["cross_entropy"] = surprise / pixels if pixels else float("nan")
+    return Evaluation(
+        split=split,
+        num_images=len(samples),
+        scores=scores,
+        per_class=per_class(tally),
+        class_names=classes.names,
+        confusion=tally.confusion.tolist(),
+        per_image=dict(zip(tally.names, image_scores(tally), strict=True)),
+        seconds=time.perf_counter() - start,
+        settings=inference.settings.to_dict(),
+    )
+
+
+def _equal_sizes(
+    loader: Iterable[tuple[Tensor, Tensor, str]], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Neighbouring samples of equal size, stacked: padding would change what the network sees."""
+    held: list[tuple[Tensor, Tensor, str]] = []
+    for sample in loader:
+        if held and (len(held) == batch_size or held[0][0].shape != sample[0].shape):
+            yield _stack(held)
+            held = []
+        held.append(sample)
+    if held:
+        yield _stack(held)
+
+
+def _stack(samples: list[tuple[Tensor, Tensor, str]]) -> tuple[Tensor, Tensor, list[str]]:
+    images, masks, names = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(masks), list(names)

@@ -1,0 +1,105 @@
+"""The folder of a run.
+
+    config.yaml      resolved settings            adapter/          the best adapter
+    metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, best.safetensors
+    metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
+    tensorboard/     the same as events           data.json         how the data was read, findings
+
+Nothing here imports torch, so that a wrong path is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from segtune.config.load import load_config, read_yaml
+from segtune.config.run import RunConfig
+from segtune.engine.files import write_text
+from segtune.errors import UsageError
+
+DESCRIPTION = "adapter.json"
+"""The file that marks an adapter's folder."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: steps and validations."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def table(self) -> Path:
+        """The validations as CSV."""
+        return self.path / "metrics.csv"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter."""
+        return self.path / "adapter"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that `--resume` continues from."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Tensors of the best validation so far."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """The finished run's numbers."""
+        return self.path / "result.json"
+
+    @property
+    def data(self) -> Path:
+        """How the data was read and what was found in it."""
+        return self.path / "data.json"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes the resolved settings."""
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        write_text(self.config, text)
+
+    def read_config(self) -> RunConfig:
+        """Reads the resolved settings back.
+
+        Raises:
+            UsageError: the folder is not that of a run.
+        """
+        if not self.config.is_file():
+            raise UsageError(
+                f"{self.path} is not the folder of a run (config.yaml is missing)",
+                hint="name a folder that `segtune fit --out` wrote",
+            )
+        return load_config([read_yaml(self.config)])
+
+
+def require_run(path: Path) -> None:
+    """Raises UsageError where a path is neither a run's folder nor an adapter's."""
+    if not path.is_dir():
+        raise UsageError(f"there is no run folder {path}", hint="`segtune fit --out FOLDER` writes one")
+    if not (path / DESCRIPTION).is_file() and not RunFolder(path).config.is_file():
+        raise UsageError(
+            f"{path} is not the folder of a run (config.yaml is missing)",
+            hint="name a folder that `segtune fit --out` wrote",
+        )

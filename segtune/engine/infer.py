@@ -1,0 +1,146 @@
+"""From one image to class probabilities at its own size: the only way in which models are used.
+
+Evaluation and prediction both go through `Inference`, so that a score belongs to what the user gets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segtune.data.settings import DataSettings
+from segtune.models.base import SegModel
+
+LARGE_IMAGE = 4_000_000
+"""Pixels from which `window=auto` slides a window instead of taking the image whole."""
+AUTO_WINDOW = (1024, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """How images are fed to a model.
+
+    Args:
+        resize: height and width that every image is resized to before the model, or None.
+        window: height and width of a sliding window, "auto" for large images only, or None.
+        overlap: share of a window that overlaps its neighbour.
+        flip_tta: average with the horizontally flipped image.
+        precision: "32", "bf16" or "16".
+    """
+
+    resize: tuple[int, int] | None = None
+    window: tuple[int, int] | str | None = "auto"
+    overlap: float = 0.25
+    flip_tta: bool = False
+    precision: str = "32"
+
+    @classmethod
+    def from_data(cls, data: DataSettings, precision: str) -> InferenceSettings:
+        """The settings of a run."""
+        return cls(
+            resize=data.resize,
+            window=data.window,
+            overlap=data.overlap,
+            flip_tta=data.flip_tta,
+            precision=precision,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> InferenceSettings:
+        """From plain values, as an adapter's description holds them."""
+        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Inference:
+    """A model with its way of being fed.
+
+    Args:
+        model: in eval mode, on its device.
+        settings: how images are fed.
+    """
+
+    def __init__(self, model: SegModel, settings: InferenceSettings) -> None:
+        self.model = model
+        self.settings = settings
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1] to float32 probabilities [B, K, H, W] at the same size."""
+        size = (images.shape[-2], images.shape[-1])
+        images = images.to(self.device)
+        if self.settings.resize is not None and size != self.settings.resize:
+            images = F.interpolate(
+                images, self.settings.resize, mode="bilinear", align_corners=False, antialias=True
+            )
+        probabilities = self._sides(images)
+        if probabilities.shape[-2:] != size:
+            probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
+        return probabilities
+
+    def classes(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to the most probable class of each pixel, int64 [B, H, W] on the CPU."""
+        return self.probabilities(images).argmax(dim=1).cpu()
+
+    def _sides(self, images: Tensor) -> Tensor:
+        probabilities = self._windows(images)
+        if self.settings.flip_tta:
+            probabilities = (probabilities + self._windows(images.flip(-1)).flip(-1)) / 2
+        return probabilities
+
+    def _windows(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        window = self.settings.window
+        if window == "auto":
+            window = AUTO_WINDOW if height * width > LARGE_IMAGE else None
+        if window is None:
+            return self._forward(images)
+        assert isinstance(window, tuple)
+        rows, columns = min(window[0], height), min(window[1], width)
+        if (rows, columns) == (height, width):
+            return self._forward(images)
+        weight = _blend(rows, columns, self.settings.overlap).to(self.device)
+        total = torch.zeros(images.shape[0], self.model.num_classes, height, width, device=self.device)
+        weights = torch.zeros(height, width, device=self.device)
+        for top in _starts(height, rows, self.settings.overlap):
+            for left in _starts(width, columns, self.settings.overlap):
+                part = (..., slice(top, top + rows), slice(left, left + columns))
+                total[part] += self._forward(images[part]) * weight
+                weights[part] += weight
+        return total / weights
+
+    def _forward(self, images: Tensor) -> Tensor:
+        precision = self.settings.precision
+        dtype = torch.float16 if precision == "16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "32"):
+            logits: Tensor = self.model(images).logits
+        return logits.float().softmax(dim=1)
+
+
+def _starts(length: int, window: int, overlap: float) -> Sequence[int]:
+    """First pixels of windows that cover a side evenly and overlap by at least the share asked for."""
+    stride = max(1, int(window * (1 - overlap)))
+    count = math.ceil((length - window) / stride) + 1
+    return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
+
+
+def _blend(rows: int, columns: int, overlap: float) -> Tensor:
+    """Weights [h, w] of a window: 1 inside, falling linearly towards the rims that overlap."""
+
+    def ramp(length: int) -> Tensor:
+        distance = torch.arange(length, dtype=torch.float32) + 0.5
+        distance = torch.minimum(distance, length - distance)
+        return (distance / max(1.0, length * overlap)).clamp(max=1.0)
+
+    return ramp(rows)[:, None] * ramp(columns)[None, :]

@@ -1,0 +1,151 @@
+"""Masks and overlays for images of any size, streamed one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from segtune.data.base import Classes
+from segtune.data.files import SUFFIXES, read_image
+from segtune.data.transforms import to_tensor
+from segtune.engine.files import write_with
+from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.reporter import Reporter
+from segtune.engine.run import LoadedRun
+from segtune.errors import SegtuneError, UsageError
+
+OVERLAY_STRENGTH = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The files made for one image."""
+
+    image: Path
+    mask: Path
+    overlay: Path | None
+
+
+def find_images(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The images that files and folders stand for, each with its path relative to the folder.
+
+    Raises:
+        UsageError: a path does not exist, or there is no image.
+    """
+    found: list[tuple[Path, Path]] = []
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+            if not files:
+                raise UsageError(
+                    f"there is no image in {path}", hint=f"known types: {', '.join(sorted(SUFFIXES))}"
+                )
+            found += [(file, file.relative_to(path)) for file in files]
+        elif path.is_file():
+            found.append((path, Path(path.name)))
+        else:
+            raise UsageError(f"there is no file or folder {path}", hint="check the path")
+    return found
+
+
+def output_names(found: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Relative output paths without suffix, all different."""
+    names = [relative.with_suffix("") for _, relative in found]
+    if len(set(names)) < len(names):  # a.jpg beside a.png, or equal names from two folders
+        names = [relative.with_name(relative.name.replace(".", "_")) for _, relative in found]
+    if len(set(names)) < len(names):
+        names = [name.with_name(f"{number:05d}_{name.name}") for number, name in enumerate(names)]
+    return names
+
+
+def predict_files(
+    run: LoadedRun,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    settings: InferenceSettings | None = None,
+    overlays: bool = True,
+    reporter: Reporter | None = None,
+) -> Iterator[Prediction]:
+    """Predicts a mask for each image and writes it as it is done.
+
+    Args:
+        run: a loaded run.
+        inputs: image files and folders.
+        out: folder for NAME.png (palette image whose index is the class) and NAME_overlay.png.
+        settings: how images are fed; default: as in training.
+        overlays: write the pictures for people too.
+        reporter: hears about progress and about files that could not be read.
+
+    Yields:
+        The files of each image, in order. An image that cannot be read is reported and left out; the
+        rest goes on.
+
+    Raises:
+        UsageError: there is nothing to predict.
+        SegtuneError: no image at all could be read.
+    """
+    reporter = reporter or Reporter()
+    found = find_images(inputs)
+    names = output_names(found)
+    settings = settings or InferenceSettings.from_dict(run.description.inference)
+    inference = Inference(run.tunable.model, settings)
+    failures: list[str] = []
+    for number, ((path, _), name) in enumerate(zip(found, names, strict=True)):
+        try:
+            image = read_image(path)
+        except SegtuneError as error:
+            failures.append(f"{error}")
+            reporter.note(f"left out: {error}")
+            continue
+        if image.shape[-1] != run.tunable.model.input_spec.channels:
+            failures.append(f"{path} has {image.shape[-1]} channels")
+            reporter.note(f"left out: {failures[-1]}, the model takes {run.description.channels}")
+            continue
+        classes = inference.classes(to_tensor(image)[None])[0].numpy().astype(np.uint8)
+        mask_path = out / name.with_name(f"{name.name}.png")
+        save_mask(mask_path, classes, run.description.classes)
+        overlay_path = None
+        if overlays:
+            overlay_path = out / name.with_name(f"{name.name}_overlay.png")
+            picture = overlay(display(image), classes, run.description.classes)
+            write_with(overlay_path, PillowImage.fromarray(picture).save)
+        reporter.evaluating(number + 1, len(found))
+        yield Prediction(image=path, mask=mask_path, overlay=overlay_path)
+    if len(failures) == len(found):
+        raise SegtuneError(f"none of the {len(found)} images could be predicted: {failures[0]}")
+
+
+def save_mask(path: Path, classes: NDArray[np.uint8], palette: Classes) -> None:
+    """Writes a class map [H, W] as a PNG whose index is the class and whose colours are the palette."""
+    picture = PillowImage.fromarray(classes, mode=None).convert("P")
+    picture.putdata(classes.ravel())
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: palette.num_classes] = palette.palette
+    picture.putpalette(colours.ravel().tolist())
+    write_with(path, picture.save)
+
+
+def display(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """An image [H, W, C] of any type as uint8 RGB for people: first three channels, scaled."""
+    array = to_tensor(image)[:3].permute(1, 2, 0).numpy()
+    if array.shape[-1] < 3:
+        array = np.repeat(array[..., :1], 3, axis=-1)
+    return (array * 255).round().astype(np.uint8)
+
+
+def overlay(image: NDArray[np.uint8], classes: NDArray[np.uint8], palette: Classes) -> NDArray[np.uint8]:
+    """The class colours over an image [H, W, 3], with the borders between classes drawn in white."""
+    colours = np.zeros((256, 3), np.float32)
+    colours[: palette.num_classes] = palette.palette
+    mixed = image * (1 - OVERLAY_STRENGTH) + colours[classes] * OVERLAY_STRENGTH
+    border = np.zeros(classes.shape, bool)
+    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    border[1:] |= classes[1:] != classes[:-1]
+    mixed[border] = 255
+    return mixed.round().astype(np.uint8)

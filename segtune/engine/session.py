@@ -1,0 +1,107 @@
+"""Using a finished run: scores on a split, masks for images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segtune.config.load import Layer, load_config
+from segtune.config.run import RunConfig
+from segtune.data.open import open_data
+from segtune.engine.evaluate import Evaluation, evaluate_samples
+from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.predict import Prediction, predict_files
+from segtune.engine.reporter import Reporter
+from segtune.engine.run import LoadedRun, load_run
+from segtune.errors import DataError, SettingsError, UsageError
+
+READING = ("resize", "window", "overlap", "flip_tta")
+"""Settings of `data.*` that say how images are fed to a model."""
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    data: Path | None,
+    split: str,
+    settings: Mapping[str, Any],
+    weights: str | None = None,
+    batch_size: int = 1,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Scores a run's best model on a split; see `segtune.evaluate`.
+
+    Raises:
+        DataError: no images in the split, or other classes than the model's.
+    """
+    reporter = reporter or Reporter()
+    loaded = load_run(run, weights=weights)
+    if loaded.config is None and data is None:
+        raise UsageError("an adapter folder does not say which data to use", hint="give it with --data")
+    config = _with_settings(loaded, settings)
+    path = data if data is not None else config.data_path
+    assert path is not None
+    index = open_data(path, config.data)
+    reporter.note(*index.evidence)
+    if index.classes.num_classes != len(loaded.description.class_names):
+        raise DataError(
+            f"the data has {index.classes.num_classes} classes ({', '.join(index.classes.names[:6])}, ...),"
+            f" the model {len(loaded.description.class_names)}"
+            f" ({', '.join(loaded.description.class_names[:6])}, ...)",
+            hint="name the data's classes in dataset.yaml as the model's, or map values with data.values",
+        )
+    samples = [sample for sample in index.split(split) if sample.mask is not None]
+    inference = Inference(loaded.tunable.model, _inference(loaded, settings))
+    return evaluate_samples(
+        inference,
+        index,
+        samples,
+        config.data,
+        split=split,
+        batch_size=batch_size,
+        progress=reporter.evaluating,
+    )
+
+
+def predict_run(
+    run: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    overlays: bool,
+    settings: Mapping[str, Any],
+    weights: str | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[Prediction]:
+    """Predicts masks with a run's best model; see `segtune.predict`."""
+    loaded = load_run(run, weights=weights)
+    inference = _inference(loaded, settings)
+    return predict_files(loaded, inputs, out, settings=inference, overlays=overlays, reporter=reporter)
+
+
+def _with_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> RunConfig:
+    """The run's settings with `data.*` of the user's over them."""
+    for key in settings:
+        if not key.startswith("data."):
+            raise SettingsError([f"{key}: only data.* settings can be changed for a finished run"])
+    description = loaded.description
+    base: dict[str, Any] = (
+        loaded.config.to_dict()
+        if loaded.config is not None
+        else {"model": {"name": description.model}, "method": {"name": "+".join(description.method)}}
+    )
+    over = {key.removeprefix("data."): value for key, value in settings.items()}
+    return load_config([Layer("config.yaml", base), Layer("--set", {"data": over})])
+
+
+def _inference(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSettings:
+    """How images are fed: as in training, but for what the user changed."""
+    own = dict(loaded.description.inference)
+    changed = _with_settings(loaded, settings).data
+    for name in READING:
+        if f"data.{name}" in settings:
+            own[name] = getattr(changed, name)
+    if own["precision"] == "16" and next(loaded.tunable.model.parameters()).device.type == "cpu":
+        own["precision"] = "32"  # half precision convolutions do not exist on every processor
+    return InferenceSettings.from_dict(own)

@@ -1,0 +1,187 @@
+"""Attaching trained tensors to a layer that stays where it is, what it is and what it is called.
+
+`attach` swaps the layer's class for a subclass made at run time and adds one child that holds the
+operations. Module paths, `isinstance` and every state-dict key of the base stay unchanged, and code
+that reads `layer.weight` instead of calling the layer sees the adapted weight: a wrapper module
+would be bypassed there without a word (docs/decisions/0002-adapter-layer.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+OPERATIONS = "adapters"
+"""Name of the child that holds a layer's operations; the keys of its tensors start with it."""
+
+
+class Operation(nn.Module):
+    """What a method does on one layer: any of three hooks around the layer's own forward.
+
+    Every hook starts as the identity. Tensors are kept in float32 whatever the layer's type, as
+    steps of a small learning rate vanish in the rounding of bfloat16 weights.
+    """
+
+    changes_weight: bool = False
+    """True where `weight` is used: the layer then computes with the changed weight."""
+
+    penalty: Tensor | None = None
+    """Scalar loss of the last forward in training, where the operation has one."""
+
+    def before(self, x: Tensor) -> Tensor:
+        """The layer's input, changed."""
+        return x
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """The layer's weight, changed; same shape."""
+        return weight
+
+    def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output y for the input x, changed; same shape as y."""
+        return y
+
+    def fold(self, layer: nn.Module) -> None:
+        """Writes the operation into the layer's own tensors, under `no_grad`."""
+        raise AssertionError(f"{type(self).__name__} is not mergeable")  # checked by the caller
+
+    def merge_refusal(self) -> str | None:
+        """Why the operation cannot be folded into its layer; None where it can."""
+        return "it is not a linear change of the layer's weights"
+
+
+class Adapted:
+    """Mixed in before a layer's own class."""
+
+    adapted_class: ClassVar[type[nn.Module]]
+    _modules: dict[str, nn.Module | None]
+    _parameters: dict[str, nn.Parameter | None]
+    training: bool
+    statistics_frozen = False
+
+    def operations(self) -> Iterator[Operation]:
+        """The layer's operations in the order in which they were attached."""
+        held = self._modules.get(OPERATIONS)
+        if held is not None:
+            yield from held.children()  # type: ignore[misc]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward with every operation around it."""
+        for operation in self.operations():
+            x = operation.before(x)
+        y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        for operation in self.operations():
+            y = operation.after(self, x, y)  # type: ignore[arg-type]
+        return y
+
+    def train(self, mode: bool = True) -> Any:
+        """Sets the mode; frozen running statistics stay as they are."""
+        super().train(mode)  # type: ignore[misc]
+        if self.statistics_frozen:
+            self.training = False
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.adapted_class, isinstance(self, AdaptedWeight)), self.__dict__
+
+
+class AdaptedWeight(Adapted):
+    """The same for a layer that has a weight."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight: what the layer, and whoever reads it, computes with."""
+        weight = self._parameters["weight"]
+        assert weight is not None
+        effective: Tensor = weight
+        for operation in self.operations():
+            if operation.changes_weight:
+                effective = operation.weight(effective)
+        return effective
+
+
+@functools.cache
+def _make(cls: Any, has_weight: bool) -> Any:
+    mixin = AdaptedWeight if has_weight else Adapted
+    return type(f"Adapted{cls.__name__}", (mixin, cls), {"adapted_class": cls})
+
+
+def _adapted(cls: type[nn.Module], has_weight: bool) -> type[nn.Module]:
+    key: Any = cls
+    made: type[nn.Module] = _make(key, has_weight)
+    return made
+
+
+def _rebuild(cls: type[nn.Module], has_weight: bool) -> nn.Module:
+    made = _adapted(cls, has_weight)
+    return made.__new__(made)
+
+
+def own_weight(layer: nn.Module) -> nn.Parameter:
+    """The layer's own weight, without any operation."""
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight
+
+
+def _swap(layer: nn.Module) -> None:
+    if not isinstance(layer, Adapted):
+        layer.__class__ = _adapted(type(layer), layer._parameters.get("weight") is not None)
+
+
+def _restore(layer: nn.Module) -> None:
+    if isinstance(layer, Adapted) and not layer.statistics_frozen and OPERATIONS not in layer._modules:
+        layer.__class__ = layer.adapted_class  # type: ignore[assignment]
+
+
+def attach(layer: nn.Module, name: str, operation: Operation) -> None:
+    """Puts an operation on a layer, behind those it has.
+
+    Args:
+        layer: any module whose first argument and only result are tensors.
+        name: the operation's name, unique on this layer.
+        operation: put on the layer's device, and into its training mode.
+    """
+    _swap(layer)
+    held = layer._modules.get(OPERATIONS)
+    if held is None:
+        held = nn.ModuleDict()
+        held.train(layer.training)
+        layer.add_module(OPERATIONS, held)
+    assert isinstance(held, nn.ModuleDict) and name not in held, f"{name} is on the layer already"
+    held[name] = operation.train(layer.training)
+
+
+def detach(layer: nn.Module, name: str) -> None:
+    """Takes an operation off; the layer gets its own class back with the last one."""
+    held = layer._modules[OPERATIONS]
+    assert isinstance(held, nn.ModuleDict)
+    del held[name]
+    if not len(held):
+        del layer._modules[OPERATIONS]
+    _restore(layer)
+
+
+def set_statistics_frozen(layer: nn.Module, frozen: bool) -> None:
+    """Keeps (or no longer keeps) a norm layer's running statistics still in training mode."""
+    if frozen:
+        _swap(layer)
+        assert isinstance(layer, Adapted)
+        layer.statistics_frozen = True
+        layer.train(layer.training)
+    elif isinstance(layer, Adapted) and layer.statistics_frozen:
+        del layer.statistics_frozen
+        _restore(layer)
+
+
+def has_statistics(layer: nn.Module) -> bool:
+    """Whether a layer keeps running statistics."""
+    return isinstance(layer, nn.modules.batchnorm._NormBase) and layer.running_mean is not None
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """A context in which weights are computed in their own precision, under autocast too."""
+    return torch.autocast(device.type if device.type != "meta" else "cpu", enabled=False)

@@ -1,0 +1,212 @@
+"""Low-rank change of every linear and convolution layer.
+
+What it changes
+    A layer's weight becomes `W0 + s B A` with B = 0 at the start, so that the model starts as the
+    base. `s = alpha / r`, or `alpha / sqrt(r)` with `rank_stabilised`.
+
+Where it attaches
+    Linear, Conv2d and ConvTranspose2d layers with any stride, dilation, groups (depthwise too),
+    padding mode, `padding="same"`, and subclasses of them; the classifier where it is not trained as
+    a whole (`train_head=false`).
+
+Parameters
+    Linear `r (I + O)`; Conv2d `r (I/g k k + O)`; ConvTranspose2d `r (I k k + O/g)`, for I inputs, O
+    outputs, g groups and a k x k kernel.
+
+When to use it
+    For adapters of a few megabytes that merge into the base at no cost in inference. It saves
+    optimiser state and file size; it does not save activation memory, and a step is not faster than
+    full tuning.
+
+Source
+    Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, section 4.1; scale of rank
+    stabilisation: Kalajdzievski, 2023, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from segtune.errors import UsageError
+from segtune.methods.attach import Operation, full_precision, own_weight
+from segtune.methods.base import Host, Method, PlacementSettings
+from segtune.types import Access, Site, SiteKind
+
+Form = Literal["branch", "weight"]
+
+BRANCH_FAN_IN = 1152
+"""From this many inputs of a k x k convolution's output pixel on, the branch is the faster form."""
+
+
+class LoraSettings(PlacementSettings):
+    """Settings of `lora`."""
+
+    rank: int = Field(4, ge=1, description="r, the rank of the change")
+    alpha: float | None = Field(None, gt=0, description="scale numerator; default: the rank, so that s = 1")
+    rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(r) (rsLoRA)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the branch's inputs dropped in training")
+    kinds: tuple[
+        Literal["attention_qkv", "attention_proj", "mlp", "linear", "conv", "conv_transpose"], ...
+    ] = Field(
+        ("attention_qkv", "attention_proj", "mlp", "linear", "conv", "conv_transpose"),
+        min_length=1,
+        description="kinds of sites to attach to",
+    )
+
+
+class LoraOperation(Operation):
+    """`W0 + s B A` on one layer.
+
+    Two forms compute the same function from the same tensors. The branch adds `s B (A x)` to the
+    layer's output; the weight form lets the layer run on `W0 + s B A`, which is right for every
+    layer whatever it does with its weight, and costs a full weight gradient.
+
+    Args:
+        layer: nn.Linear, nn.Conv2d or nn.ConvTranspose2d, or a subclass.
+        rank: r.
+        scale: s.
+        dropout: share of the branch's inputs set to zero in training.
+        form: "branch" or "weight".
+    """
+
+    def __init__(self, layer: nn.Module, *, rank: int, scale: float, dropout: float, form: Form) -> None:
+        super().__init__()
+        rows, columns = factor_shape(layer)
+        self.scale = scale
+        self.dropout = dropout
+        self.changes_weight = form == "weight"
+        self.transposed = isinstance(layer, nn.ConvTranspose2d)
+        self.down = nn.Parameter(torch.empty(rank, columns))  # A
+        self.up = nn.Parameter(torch.zeros(rows, rank))  # B
+        # uniform in +-1/sqrt(fan in), as the layers themselves start
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def delta(self, shape: torch.Size) -> Tensor:
+        """`s B A` in the shape of the layer's weight."""
+        with full_precision(self.up.device):
+            if self.transposed:  # weight [I, O/g, k, k] = sum over r of A[r, I, k, k] B[O/g, r]
+                inputs, _, height, width = shape
+                down = self.down.view(-1, inputs, height, width)
+                return torch.einsum("or,rikl->iokl", self.up * self.scale, down)
+            return torch.mm(self.up * self.scale, self.down).view(shape)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """`W0 + s B A`."""
+        return weight + self.delta(weight.shape).to(weight.dtype)
+
+    def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """`y + s B (A x)`; unchanged in the weight form."""
+        if self.changes_weight:
+            return y
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        up, down = self.up.to(x.dtype), self.down.to(x.dtype)
+        if isinstance(layer, nn.Linear):
+            low = F.linear(x, down)  # [..., r]
+            flat = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scale)
+            return flat.view(y.shape)
+        if isinstance(layer, nn.ConvTranspose2d):
+            kernel = down.view(-1, layer.in_channels, *layer.kernel_size).transpose(0, 1)
+            assert not isinstance(layer.padding, str)
+            low = F.conv_transpose2d(
+                x, kernel, None, layer.stride, layer.padding, layer.output_padding, 1, layer.dilation
+            )
+        else:
+            assert isinstance(layer, nn.Conv2d)
+            kernel = down.view(-1, layer.in_channels, *layer.kernel_size)
+            low = layer._conv_forward(x, kernel, None)  # [B, r, h, w]
+        if y.is_contiguous():
+            batch = up.expand(y.shape[0], -1, -1)
+            return torch.baddbmm(y.flatten(2), batch, low.flatten(2), alpha=self.scale).view(y.shape)
+        return y + F.conv2d(low, (up * self.scale)[:, :, None, None])
+
+    def fold(self, layer: nn.Module) -> None:
+        """Adds `s B A` to the layer's weight."""
+        weight = own_weight(layer)
+        weight.add_(self.delta(weight.shape).to(weight.dtype))
+
+    def merge_refusal(self) -> str | None:
+        """None: it always folds."""
+        return None
+
+
+def factor_shape(layer: nn.Module) -> tuple[int, int]:
+    """Rows of B and columns of A for a layer: the two sides of its weight as a matrix."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    height, width = layer.kernel_size
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.out_channels // layer.groups, layer.in_channels * height * width
+    return layer.out_channels, layer.in_channels // layer.groups * height * width
+
+
+def branch_possible(layer: nn.Module, access: Access) -> bool:
+    """Whether the branch computes the same as the changed weight on this layer."""
+    if access is Access.WEIGHT:
+        return False
+    if isinstance(layer, nn.Linear):
+        return _keeps_forward(layer, nn.Linear)
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    if layer.groups != 1:
+        return False
+    return _keeps_forward(layer, nn.Conv2d) or _keeps_forward(layer, nn.ConvTranspose2d)
+
+
+def _keeps_forward(layer: nn.Module, base: type[nn.Module]) -> bool:
+    cls = getattr(type(layer), "adapted_class", type(layer))
+    return cls.forward is base.forward
+
+
+def choose_form(layer: nn.Module, access: Access) -> Form:
+    """The faster form of the two that are right for this layer (benchmarks/lora_forms.py)."""
+    if not branch_possible(layer, access):
+        return "weight"
+    if isinstance(layer, nn.Linear):
+        return "branch"
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    pointwise = tuple(layer.kernel_size) == (1, 1)
+    fan_in = layer.in_channels * math.prod(layer.kernel_size)
+    return "branch" if pointwise or fan_in >= BRANCH_FAN_IN else "weight"
+
+
+class Lora(Method):
+    """LoRA on linear and convolution layers."""
+
+    settings: LoraSettings
+
+    def apply(self, host: Host) -> None:
+        """Attaches a `LoraOperation` to every chosen site."""
+        settings = self.settings
+        alpha = settings.rank if settings.alpha is None else settings.alpha
+        scale = alpha / (math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank)
+        for site in host.select({SiteKind(kind) for kind in settings.kinds}, settings, "lora"):
+            form = choose_form(site.module, site.access)
+            if settings.dropout:
+                if not branch_possible(site.module, site.access):
+                    raise UsageError(
+                        f"lora: dropout cannot be had on {site.name} ({_describe(site.module)}), whose change"
+                        " goes through the weight",
+                        hint="set method.dropout=0, or leave such layers out with method.exclude",
+                    )
+                form = "branch"
+            operation = LoraOperation(
+                site.module, rank=settings.rank, scale=scale, dropout=settings.dropout, form=form
+            )
+            host.attach(site, "lora", operation)
+
+    def num_parameters(self, site: Site) -> int:
+        """`r (rows of B + columns of A)`."""
+        return self.settings.rank * sum(factor_shape(site.module))
+
+
+def _describe(layer: nn.Module) -> str:
+    groups = getattr(layer, "groups", 1)
+    cls = getattr(type(layer), "adapted_class", type(layer))
+    return f"{cls.__name__}, {groups} groups" if groups != 1 else cls.__name__

@@ -72,6 +72,8 @@ class SegModel(nn.Module):
         """Layers, put there by a method, whose attribute `penalty` is a scalar after a forward."""
         self.pooled_norms: list[nn.Module] = []
         """Batch norms behind a global pooling: with one image they have one value to normalise."""
+        self.unused: frozenset[str] = frozenset()
+        """Names of parameters on which no output depends (parts of an encoder that are not needed)."""
 
     # --- what a family implements -------------------------------------------------------------
 
@@ -158,6 +160,31 @@ class SegModel(nn.Module):
     def head_keys(self) -> set[str]:
         """State-dict keys of the head."""
         return set(keys_below(self.state_dict().keys(), self.head_names()))
+
+
+def input_spec(
+    channels: int,
+    *,
+    multiple: int = 1,
+    minimum: int = 1,
+    mean: tuple[float, ...] = InputSpec.mean,
+    std: tuple[float, ...] = InputSpec.std,
+) -> InputSpec:
+    """The spec of an input with any number of channels.
+
+    Args:
+        channels: C, at least 1.
+        multiple: height and width are padded to a multiple of this, in pixels.
+        minimum: smallest height and width, in pixels.
+        mean: of RGB images, in units of the [0, 1] image; others are taken to have 0.5.
+        std: of RGB images; others are taken to have 0.25.
+
+    Returns:
+        The spec.
+    """
+    if channels != 3:
+        mean, std = (0.5,) * channels, (0.25,) * channels
+    return InputSpec(channels=channels, mean=mean, std=std, multiple=multiple, minimum=minimum)
 
 
 def keys_below(keys: Iterable[str], modules: Iterable[str]) -> list[str]:

@@ -45,4 +45,5 @@ def build_model(
         # Not torch.manual_seed: it would reseed the accelerators too.
         torch.default_generator.manual_seed(seed)
         model: SegModel = build(name, num_classes, chosen)
-    return model
+    # Libraries make a few tensors on the CPU whatever the default device is.
+    return model.to("meta") if meta else model

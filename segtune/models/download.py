@@ -104,7 +104,7 @@ class _AnnouncedHash(urllib.request.HTTPRedirectHandler):
 
     sha256 = ""
 
-    def redirect_request(  # noqa: PLR0917 (urllib's signature)
+    def redirect_request(
         self,
         req: urllib.request.Request,
         fp: IO[bytes],

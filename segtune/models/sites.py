@@ -40,7 +40,7 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]
     """Module path -> shape of its output, where that is a single tensor."""
     used: Collection[str]
-    """Paths of the modules whose own weight took part in the output."""
+    """Names of the parameters that took part in the output."""
 
 
 def trace(model: SegModel) -> Trace:
@@ -76,8 +76,7 @@ def trace(model: SegModel) -> Trace:
     finally:
         for hook in hooks:
             hook.remove()
-    touched = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-    used = {name.removesuffix(".weight") for name in touched if name.endswith(".weight")}
+    used = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     return Trace(order=order, shapes=shapes, used=frozenset(used))
 
 
@@ -112,7 +111,7 @@ def _access(name: str, kind: SiteKind, traced: Trace) -> Access | None:
     called = name in traced.order
     if kind in (SiteKind.BLOCK, SiteKind.STAGE):
         return Access.CALL if called else None
-    if name not in traced.used:
+    if f"{name}.weight" not in traced.used:
         return None
     return Access.CALL if called else Access.WEIGHT
 

@@ -20,10 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segtune.models.base import SegModel
+from segtune.models.base import SegModel, input_spec
 from segtune.models.sites import scan_sites
 from segtune.settings import Settings
-from segtune.types import InputSpec, Part, Site
+from segtune.types import Part, Site
 
 
 class UNetSettings(Settings):
@@ -53,7 +53,7 @@ class UNet(SegModel):
     def __init__(self, variant: str, num_classes: int, settings: UNetSettings) -> None:
         multiple = 2**settings.depth
         # Two pixels at the bottom level: norms over one single value are undefined while training.
-        super().__init__(num_classes, _input_spec(settings.channels, multiple, minimum=2 * multiple))
+        super().__init__(num_classes, input_spec(settings.channels, multiple=multiple, minimum=2 * multiple))
         self.variant = variant
         widths = [settings.width * 2**level for level in range(settings.depth + 1)]
         inputs = [settings.channels, *widths]
@@ -153,15 +153,3 @@ def _make_norm(norm: str, channels: int) -> nn.Module:
             return nn.GroupNorm(math.gcd(8, channels), channels)
         case _:
             return nn.InstanceNorm2d(channels, affine=True)
-
-
-def _input_spec(channels: int, multiple: int, minimum: int) -> InputSpec:
-    if channels == 3:
-        return InputSpec(multiple=multiple, minimum=minimum)
-    return InputSpec(
-        channels=channels,
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        multiple=multiple,
-        minimum=minimum,
-    )

@@ -1,9 +1,13 @@
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from segtune.models.base import SegModel
+from segtune.models.build import build_model
 from segtune.models.sites import probe_access, scan_sites, trace
+from segtune.models.unet import UNetSettings
 from segtune.types import Access, InputSpec, Part, SiteKind
 
 
@@ -90,3 +94,11 @@ def test_tracing_leaves_the_model_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(p.grad is None and not p.is_meta for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_copied_model_has_sites_of_its_own():
+    model = build_model("unet", 2, UNetSettings(width=2, depth=1))
+    twin = copy.deepcopy(model)
+    for site in twin.sites():
+        assert site.module is twin.get_submodule(site.name)
+        assert site.module is not model.get_submodule(site.name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from segtune.types import Batch
 
 Key = tuple[int, int]
 """Epoch and index of a training sample."""
-Item = TypeVar("Item")
 
 
 class LoadedSample(NamedTuple):
@@ -229,13 +228,16 @@ def collate(samples: Sequence[LoadedSample]) -> Batch:
     )
 
 
-class _Deferred(Dataset[Any], Generic[Item]):
+class _Deferred(Dataset[LoadedSample | SegtuneError]):
     """Hands out an error in place of the sample: raised in a worker it would lose hint and shape."""
 
-    def __init__(self, dataset: Dataset[Item]) -> None:
+    def __init__(self, dataset: TrainDataset | EvalDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Any) -> Item | SegtuneError:
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> LoadedSample | SegtuneError:
         try:
             return self.dataset[key]
         except SegtuneError as error:
@@ -254,7 +256,7 @@ def _collate_deferred(samples: list[LoadedSample | SegtuneError]) -> Batch | Seg
         return error
 
 
-def _as_is(sample: Item) -> Item:
+def _as_is(sample: Any) -> Any:
     return sample
 
 
@@ -264,7 +266,12 @@ class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for item in super().__iter__():
             if isinstance(item, SegtuneError):
-                raise item
+                try:
+                    raise item
+                finally:
+                    # The error refers to this frame: a cycle would keep the workers alive until
+                    # they are torn down in the wrong order, which takes seconds.
+                    del item
             yield item
 
 
@@ -310,7 +317,6 @@ def train_loader(
         batch_sampler=schedule,
         collate_fn=_collate_deferred,
         num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
         generator=torch.Generator(),  # without one the loader draws from the main generator
     )
 
@@ -338,6 +344,6 @@ def eval_loader(
         batch_size=None,
         collate_fn=_as_is,
         num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
+        persistent_workers=settings.workers > 0,  # walked once for each evaluation
         generator=torch.Generator(),
     )

@@ -126,7 +126,7 @@ def draw_pole(canvas: Canvas, draws: Draws, x: float, z: float, *, lamps: bool) 
         "signal": draws.between(2.8, 3.8),
         "bollard": draws.between(0.8, 1.1),
     }[kind]
-    half = max(draws.between(0.05, 0.1), 0.62 * z / canvas.camera.focal)
+    half = max(draws.between(0.06, 0.11), 0.75 * z / canvas.camera.focal)
     metal = draws.colour(METAL)
     pole = canvas.upright(x, z, 1.8 if kind == "lamp" else 0.6, tall + 0.5)
     if pole is None:

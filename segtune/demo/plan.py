@@ -198,7 +198,7 @@ def plan_things(draws: Draws, street: Street) -> list[Thing]:
         z = draws.between(9, 30) if street.zebra is None else street.zebra + draws.between(0.5, 2.5)
         things.append(Thing(kind="person", x=draws.between(-1, 1) * kerb, z=max(z, 4.5)))
     things.extend(
-        Thing(kind="person", x=beside(0.1, 0.9), z=draws.between(4.5, 20))
+        Thing(kind="person", x=beside(0.1, 0.9), z=draws.between(4.5, 16))
         for _ in range(draws.integer(3, 10))
     )
     things.extend(

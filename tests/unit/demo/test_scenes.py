@@ -30,10 +30,10 @@ from segtune.errors import UsageError
 
 DOMAINS: tuple[Domain, ...] = ("day", "dusk")
 MASKS = {
-    "day": "39b7e899766edbe4a4b5934e1684b19cf151065eb049fc3d205fe7d2c5b8abaf",
-    "dusk": "8411d26ef1e88c0e4006bea1b2ee413eedb44562b2a7728c4a93ba4ab0f6242b",
+    "day": "4ea11d66811e9861d7e6db30a962b94e36828d1ab6fe59888680a3a1f7580645",
+    "dusk": "1e2945ca52943cdc2f825a7e927f1a3ed315bbe789a23c8a1b7a447f4e9b050b",
 }
-MEANS = {"day": (116.37, 119.88, 118.22), "dusk": (84.97, 89.87, 99.15)}
+MEANS = {"day": (107.86, 112.01, 103.93), "dusk": (70.65, 75.27, 85.59)}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from segtune.data.loading import (
     collate,
     derive_seed,
     eval_loader,
+    steps_per_epoch,
     train_loader,
 )
 from segtune.data.settings import DataSettings
@@ -118,7 +119,7 @@ def test_every_sample_has_its_turn():
 
 def test_fewer_samples_than_a_batch_are_one_small_batch():
     steps = schedule(num_samples=3, batch_size=8, num_steps=2)
-    assert steps.steps_per_epoch == 1
+    assert steps.steps_per_epoch == steps_per_epoch(3, 8) == 1
     assert [sorted(position for _, position in batch) for batch in steps] == [[0, 1, 2]] * 2
 
 

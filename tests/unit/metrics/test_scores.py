@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from segtune.errors import UnknownNameError
 from segtune.metrics import METRICS
+from segtune.metrics.miou_per_image import image_scores
 from segtune.metrics.per_class import per_class
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
@@ -143,7 +144,9 @@ def test_class_absent_from_one_image_still_counts_in_the_set():
 
 def test_image_that_is_all_ignored_is_left_out_of_the_mean_over_images():
     samples = ([[0, 1]], [[0, 1]]), ([[0, 1]], [[IGNORE, IGNORE]])
-    assert compute_scores(tally_of(*samples, num_classes=2))["miou_per_image"] == 1
+    tally = tally_of(*samples, num_classes=2)
+    assert compute_scores(tally)["miou_per_image"] == 1
+    assert image_scores(tally) == [1, pytest.approx(math.nan, nan_ok=True)]
 
 
 def test_nothing_counted_gives_no_score_and_no_warning():

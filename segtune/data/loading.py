@@ -156,11 +156,6 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     return max(num_samples // batch_size, 1)
 
 
-def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Batches in an epoch: full ones only, or the single incomplete one."""
-    return max(num_samples // batch_size, 1)
-
-
 class BatchSchedule(Sampler[list[Key]]):
     """Which samples make which batch, for every step of a run.
 

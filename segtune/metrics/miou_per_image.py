@@ -21,16 +21,6 @@ def image_scores(tally: Tally) -> list[float]:
     return scores
 
 
-def image_scores(tally: Tally) -> list[float]:
-    """Mean IoU of each image, in the order of `tally.names`; NaN where no pixel counts."""
-    scores = []
-    for intersection, union in zip(tally.intersections, tally.unions, strict=True):
-        present = union > 0
-        ious = intersection[present] / union[present]
-        scores.append(float(ious.mean()) if ious.size else math.nan)
-    return scores
-
-
 def miou_per_image(tally: Tally) -> float:
     """Mean over the images of each image's mean IoU."""
     scores = [score for score in image_scores(tally) if not math.isnan(score)]

@@ -1,0 +1,106 @@
+"""Makes a data index of pairs of image and mask files; what every format of such files shares."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from segtune.data.base import DataIndex, Finding, Sample, Severity
+from segtune.data.coding import understand
+from segtune.data.description import description_path, read_description
+from segtune.data.masks import FileReader
+from segtune.data.settings import DataSettings
+from segtune.errors import DataError
+
+OUTSIDE_CODE = "value-outside-classes"
+
+
+def relative(root: Path, paths: Iterable[Path]) -> tuple[str, ...]:
+    """Paths as findings show them: relative to the root, with forward slashes."""
+    return tuple(path.relative_to(root).as_posix() for path in paths)
+
+
+def assemble(
+    root: Path,
+    *,
+    format: str,
+    samples: Sequence[Sample],
+    settings: DataSettings,
+    evidence: Sequence[str],
+    findings: Sequence[Finding],
+) -> DataIndex:
+    """Finds out how the masks are coded and puts everything together.
+
+    Args:
+        root: folder that all files lie in.
+        format: name of the format.
+        samples: image and mask of each; the split may still be missing.
+        settings: with `dataset.yaml` merged in.
+        evidence: how the files were found.
+        findings: what was noticed on the way.
+
+    Raises:
+        DataError: no sample is left, or the masks cannot be understood.
+    """
+    kept = [sample for sample in samples if _wanted(sample.name, settings)]
+    lines = list(evidence)
+    if not kept:
+        example = samples[0].name
+        raise DataError(
+            f"data.include and data.exclude leave none of {len(samples)} samples of {root}",
+            hint=f"they are globs of names such as {example!r}",
+        )
+    if len(kept) < len(samples):
+        lines.append(f"data.include and data.exclude keep {len(kept)} of {len(samples)} samples")
+    description = read_description(root)
+    path = description_path(root)
+    if path is not None:
+        said = sorted(description.model_fields_set)
+        lines.append(f"{path.name} says: {', '.join(said) or 'nothing'}")
+    masks = [sample.mask for sample in kept if sample.mask is not None]
+    understanding = understand(root, masks, settings, description)
+    coding = understanding.coding
+    return DataIndex(
+        root=root,
+        format=format,
+        samples=tuple(kept),
+        classes=understanding.classes,
+        reader=FileReader(coding=coding, tolerant=OUTSIDE_CODE in settings.allow),
+        evidence=(*lines, *understanding.evidence),
+        findings=(*findings, *understanding.findings),
+        details={
+            "masks": coding.coding,
+            "threshold": coding.threshold if coding.coding == "binary" else None,
+            "ignored_value_in_files": understanding.ignored_value,
+            "values": {str(value): label for value, label in coding.values.items()},
+            "colours": {f"#{r:02x}{g:02x}{b:02x}": label for (r, g, b), label in coding.colours.items()},
+        },
+    )
+
+
+def file_finding(
+    severity: Severity, code: str, what: str, root: Path, paths: Sequence[Path], hint: str
+) -> list[Finding]:
+    """One finding about files, or none where there are no files.
+
+    Args:
+        severity: of the finding.
+        code: of the finding.
+        what: the message behind the number of files, e.g. "images without a mask".
+        root: folder that the files lie in.
+        paths: the files.
+        hint: what to do.
+    """
+    if not paths:
+        return []
+    files = relative(root, paths)
+    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return [
+        Finding(severity=severity, code=code, message=f"{len(files)} {what}: {shown}", files=files, hint=hint)
+    ]
+
+
+def _wanted(name: str, settings: DataSettings) -> bool:
+    included = not settings.include or any(fnmatch.fnmatchcase(name, glob) for glob in settings.include)
+    return included and not any(fnmatch.fnmatchcase(name, glob) for glob in settings.exclude)

@@ -1,0 +1,354 @@
+"""Reads image and mask files into arrays, whatever their format, and says which file is at fault.
+
+Pillow reads everything; TIFF files that it refuses are read with tifffile. Images are turned
+upright by their EXIF tag. Only the first frame of a file with several is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, ImageOps
+from PIL import Image as Pillow
+
+from segtune.data.base import Colour, Image
+from segtune.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
+"""Endings, in lower case, of the files that count as images."""
+MAX_PIXELS = 1_000_000_000
+"""Files whose header claims more pixels than this are refused before anything is decoded."""
+
+LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
+
+_OPENING = threading.Lock()
+# tifffile reports what it finds odd through logging; without a handler that ends on stderr.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+"""Called with the number of finished items and their total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says about itself before its pixels are decoded."""
+
+    height: int
+    """In pixels, upright."""
+    width: int
+    """In pixels, upright."""
+    mode: str
+    """Pillow's mode ("L", "RGB", "P", ...), or "array" for TIFF that only tifffile reads."""
+    format: str
+    rotated: bool
+    """Whether the EXIF tag asks for the image to be turned or mirrored."""
+    frames: int
+
+
+def read_image(path: Path) -> Image:
+    """Reads an image as [H, W, 3], uint8 or uint16 (or float32 within [0, 1]).
+
+    Grey images are repeated in three channels, an alpha channel is dropped.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, too large or of a kind that is not read.
+    """
+    array = _read(path, _image_array)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    channels = array.shape[2]
+    if channels in (1, 2):
+        array = np.repeat(array[:, :, :1], 3, axis=2)
+    elif channels == 4:
+        array = array[:, :, :3]
+    elif channels != 3:
+        raise DataError(
+            f"{path}: the image has {channels} channels",
+            hint="images of 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels are read; save the three wanted",
+        )
+    return np.ascontiguousarray(_image_type(array, path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFile:
+    """What a mask file stores, without any meaning given to it."""
+
+    values: NDArray[Any]
+    """[H, W] grey values or palette indices, uint8 or uint16 (1-bit files give 0 and 255), or
+    [H, W, 3] uint8 colours."""
+    palette: tuple[Colour, ...] | None
+    """Colours by index, where the values are palette indices."""
+    lossy: bool
+    """Whether values may differ a little from those that were stored."""
+
+
+def read_mask_file(path: Path) -> MaskFile:
+    """Reads what a mask file stores, upright.
+
+    GIF files give colours, never indices, since their writers number colours freely; palettes
+    that are a plain grey ramp count as grey.
+
+    Raises:
+        DataError: as `read_image`, and where the mask holds fractions or negative numbers.
+    """
+
+    def use(image: Pillow.Image, _: int) -> MaskFile:
+        array = _mask_array(ImageOps.exif_transpose(_loaded(image)))
+        palette = _palette(image) if array.ndim == 2 else None
+        if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
+            palette = None
+        lossy = image.format in LOSSY
+        return MaskFile(values=_mask_type(array, path), palette=palette, lossy=lossy)
+
+    def use_tiff(path: Path) -> MaskFile:
+        return MaskFile(values=_mask_type(_tiff_array(path), path), palette=None, lossy=False)
+
+    return _open(path, use, use_tiff)
+
+
+def read_mask_values(path: Path) -> NDArray[Any]:
+    """The stored values of a mask: [H, W] grey values or palette indices, or [H, W, 3] colours."""
+    return read_mask_file(path).values
+
+
+def read_header(path: Path) -> Header:
+    """Reads a file's header; no pixel is decoded.
+
+    Raises:
+        DataError: the file is missing, empty, too large or no image.
+    """
+
+    def header(image: Pillow.Image, orientation: int) -> Header:
+        width, height = image.size
+        # Pillow gives the size of TIFF files upright already.
+        if orientation >= 5 and image.format != "TIFF":
+            width, height = height, width
+        return Header(
+            height=height,
+            width=width,
+            mode=image.mode,
+            format=image.format or "",
+            rotated=orientation > 1,
+            frames=int(getattr(image, "n_frames", 1)),
+        )
+
+    return _open(path, header, _tiff_header)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of the upright image, from the file's header."""
+    header = read_header(path)
+    return header.height, header.width
+
+
+def map_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], progress: Progress | None = None
+) -> list[Result]:
+    """Applies a function to every item in threads; results in the order of the items."""
+    items = list(items)
+    results = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+        for result in threads.map(function, items):
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(items))
+    return results
+
+
+def _read(path: Path, convert: Callable[[Pillow.Image], NDArray[Any]]) -> NDArray[Any]:
+    return _open(path, lambda image, _: convert(ImageOps.exif_transpose(_loaded(image))), _tiff_array)
+
+
+def _open(
+    path: Path, use: Callable[[Pillow.Image, int], Result], use_tiff: Callable[[Path], Result]
+) -> Result:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}", hint="check the path and its rights") from None
+    if size == 0:
+        raise DataError(f"{path}: the file is empty (0 bytes)", hint="copy it again, or remove it")
+    try:
+        with ExitStack() as stack:
+            # Both switches are global to the process, hence the lock; decoding happens outside.
+            with _OPENING, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
+                try:
+                    image = stack.enter_context(Pillow.open(path))
+                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                finally:
+                    Pillow.MAX_IMAGE_PIXELS = limit
+            _check_pixels(path, *image.size)
+            return use(image, orientation if orientation in range(1, 9) else 1)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything on foreign bytes
+        if path.suffix.lower() not in {".tif", ".tiff"}:
+            raise _unreadable(path, error) from None
+    try:
+        return use_tiff(path)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, Pillow.UnidentifiedImageError):
+        reason = "this is no image of a known kind"
+    else:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(
+        f"{path}: the image cannot be read: {reason}",
+        hint="the file may be truncated or have a wrong ending: copy or save it again, or remove it",
+    )
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: the header claims {width} x {height} pixels, more than {MAX_PIXELS:,}",
+            hint="cut the image into tiles",
+        )
+    if width * height == 0:
+        raise DataError(f"{path}: the image has no pixels", hint="remove it")
+
+
+def _loaded(image: Pillow.Image) -> Pillow.Image:
+    image.load()
+    return image
+
+
+def _palette(image: Pillow.Image) -> tuple[Colour, ...] | None:
+    if image.mode != "P" or image.palette is None:
+        return None
+    colours = image.getpalette("RGB") or []
+    return tuple((colours[i], colours[i + 1], colours[i + 2]) for i in range(0, len(colours) - 2, 3))
+
+
+def _image_array(image: Pillow.Image) -> NDArray[Any]:
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in {"P", "PA"}:
+        # By way of RGBA, because Pillow warns of palettes with transparency.
+        image = image.convert("RGBA")
+    elif image.mode not in {"L", "LA", "RGB", "RGBA", "RGBX", "F"} and not image.mode.startswith("I"):
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _mask_array(image: Pillow.Image) -> NDArray[Any]:
+    if image.mode == "PA" or (image.mode == "P" and image.format == "GIF"):
+        image = image.convert("RGBA")
+    elif image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "F"} and not image.mode.startswith(
+        "I"
+    ):
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _image_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint8 or array.dtype == np.uint16:
+        return array
+    low, high = array.min(), array.max()
+    if array.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        return array.astype(np.uint16)
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return array.astype(np.float32)
+    raise DataError(
+        f"{path}: values of type {array.dtype} from {low} to {high}",
+        hint="save images with 8 or 16 bits per channel, or as fractions between 0 and 1",
+    )
+
+
+def _mask_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    if array.ndim == 3 and array.shape[2] in (1, 2):
+        array = array[:, :, 0]
+    if array.ndim == 3:
+        if array.shape[2] not in (3, 4) or array.dtype != np.uint8:
+            raise DataError(
+                f"{path}: the mask has {array.shape[2]} channels of type {array.dtype}",
+                hint="masks have one channel (class numbers) or are 8-bit RGB (colours)",
+            )
+        return np.ascontiguousarray(array[:, :, :3])
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or (array != np.round(array)).any():
+            raise DataError(
+                f"{path}: the mask holds fractions", hint="save masks as whole numbers, one for each class"
+            )
+        if np.abs(array).max(initial=0) < 2**31:
+            array = array.astype(np.int64)
+    if array.dtype.kind not in "iu" or array.min(initial=0) < 0 or array.max(initial=0) > 65535:
+        raise DataError(
+            f"{path}: the mask holds values outside of 0..65535",
+            hint="save masks as whole numbers, one for each class",
+        )
+    return array if array.dtype == np.uint8 else array.astype(np.uint16)
+
+
+def _tiff_page(path: Path, stack: ExitStack) -> tuple[Any, int]:
+    from tifffile import TiffFile
+
+    page = stack.enter_context(TiffFile(path)).pages[0]
+    _check_pixels(path, page.imagewidth, page.imagelength)
+    tag = page.tags.get("Orientation")
+    orientation = int(tag.value) if tag is not None else 1
+    return page, orientation if orientation in range(1, 9) else 1
+
+
+def _tiff_header(path: Path) -> Header:
+    with ExitStack() as stack:
+        page, orientation = _tiff_page(path, stack)
+        height, width = page.imagelength, page.imagewidth
+        if orientation >= 5:
+            height, width = width, height
+        return Header(
+            height=int(height),
+            width=int(width),
+            mode="array",
+            format="TIFF",
+            rotated=orientation > 1,
+            frames=len(page.parent.pages),
+        )
+
+
+def _tiff_array(path: Path) -> NDArray[Any]:
+    with ExitStack() as stack:
+        page, orientation = _tiff_page(path, stack)
+        array = np.asarray(page.asarray(maxworkers=1))
+        if page.axes == "SYX":
+            array = np.moveaxis(array, 0, -1)
+        if array.ndim not in (2, 3):
+            raise DataError(
+                f"{path}: a TIFF of shape {array.shape} ({page.axes})",
+                hint="save one flat image for each file",
+            )
+        turns: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+            1: lambda a: a,
+            2: lambda a: a[:, ::-1],
+            3: lambda a: a[::-1, ::-1],
+            4: lambda a: a[::-1],
+            5: lambda a: a.swapaxes(0, 1),
+            6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+            7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+            8: lambda a: a.swapaxes(0, 1)[::-1],
+        }
+        return turns[orientation](array)

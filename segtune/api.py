@@ -64,7 +64,7 @@ def adapt(model: SegModel, method: str, *, seed: int = 0, **settings: Any) -> Ap
     own = {f"method.{key}": value for key, value in settings.items()}
     config = load_config([_layer("unet", method, own)])
     parts = cast(Mapping[str, MethodSettings], config.method_parts)
-    applied = apply(model, model.sites(), parts, seed=seed)
+    applied = apply(model, model.sites(), parts, seed=seed, unused=model.unused)
     model.penalty_layers = list(applied.operations)
     return applied
 

@@ -83,7 +83,9 @@ def adapt_model(
 ) -> Tunable:
     """Applies a method to a model with its weights loaded."""
     model.eval()
-    applied = apply(model, model.sites(), parts, seed=seed, removable=removable)
+    applied = apply(
+        model, model.sites(), parts, seed=seed, removable=removable, unused=model.unused
+    )
     model.penalty_layers = list(applied.operations)
     return Tunable(model, applied, report)
 

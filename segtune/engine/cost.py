@@ -22,6 +22,7 @@ from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
+from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from segtune.settings import Settings
 
@@ -75,7 +76,7 @@ def estimate_memory(
     """
     with FakeTensorMode():
         built = build_model(model, num_classes, model_settings)
-        applied = apply(built, built.sites(), cast(Mapping[str, MethodSettings], parts), removable=False)
+        applied = _apply(built, parts)
         built.train()
         images = torch.empty(batch_size, built.input_spec.channels, *size)
         own = {id(t) for t in (*built.parameters(), *built.buffers())}
@@ -113,6 +114,11 @@ def estimate_memory(
     )
 
 
+def _apply(model: SegModel, parts: Mapping[str, Settings]) -> Applied:
+    methods = cast(Mapping[str, MethodSettings], parts)
+    return apply(model, model.sites(), methods, removable=False, unused=model.unused)
+
+
 def trainable_table(applied: Applied, depth: int = 2) -> list[tuple[str, int, int]]:
     """Parameters by module: name, all, trained; modules are cut off below `depth` levels."""
     trained = {id(parameter) for parameter in applied.parameters().values()}
@@ -139,7 +145,7 @@ def inspect(
         part, block, shape, used), mergeable, not_mergeable_because.
     """
     built = build_model(model, num_classes, model_settings, meta=True)
-    applied = apply(built, built.sites(), cast(Mapping[str, MethodSettings], parts), removable=False)
+    applied = _apply(built, parts)
     counts = applied.counts()
     used = {site.name for site in applied.sites}
     refusals = applied.merge_refusals()

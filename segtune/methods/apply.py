@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,6 +154,7 @@ def apply(
     *,
     seed: int = 0,
     removable: bool = True,
+    unused: Collection[str] = (),
 ) -> Applied:
     """Freezes a model and applies a method to it, in place.
 
@@ -162,6 +163,7 @@ def apply(
         sites: the sites that it declares.
         parts: settings of each method by name, applied in this order; several are a combination.
         seed: of the random start of new tensors; the global generator is left alone.
+        unused: names of parameters that no output depends on; they are never trained.
         removable: keep a copy of base tensors that will change, so that `Applied.remove` works.
 
     Returns:
@@ -172,7 +174,7 @@ def apply(
         NoSiteError: a method finds nothing to attach to. The model is left as it was.
     """
     methods: dict[str, Method] = {name: METHODS.load(name)(settings) for name, settings in parts.items()}
-    host = Host(model, tuple(sites), keep_originals=removable)
+    host = Host(model, tuple(sites), keep_originals=removable, unused=frozenset(unused))
     host.head_trained = all(settings.train_head for settings in parts.values())
     try:
         with torch.random.fork_rng(devices=[]), next(model.parameters()).device:

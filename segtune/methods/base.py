@@ -77,12 +77,14 @@ class Host:
     Args:
         model: the network.
         sites: what the network declares.
+        unused: names of parameters that no output depends on; they are never trained.
         keep_originals: keep a copy of every base tensor that is going to change, for `remove`.
     """
 
     model: nn.Module
     sites: tuple[Site, ...]
     keep_originals: bool = True
+    unused: frozenset[str] = frozenset()
     head_trained: bool = False
     used: dict[str, Site] = field(default_factory=dict)
     owned: dict[Tensor, Owned] = field(default_factory=dict)
@@ -189,9 +191,10 @@ class Host:
         """Trains every parameter of the model, also those that lie outside of sites."""
         for site in leaf_sites(self.sites):
             self.train(site, Role.HEAD if site.kind is SiteKind.HEAD else Role.BASE)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)
-            self._own(parameter, Role.BASE)
+        for name, parameter in self.model.named_parameters():
+            if name not in self.unused:
+                parameter.requires_grad_(True)
+                self._own(parameter, Role.BASE)
 
     def train_statistics(self, *, everywhere: bool) -> None:
         """Lets running statistics move, and owns them.

@@ -1,0 +1,111 @@
+"""Every method on every tiny model: the table that the contract tests run over.
+
+A method inherits all contracts by being in the registry; a model by one entry in MODELS below.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from segtune.methods import METHODS
+from segtune.methods.apply import Applied, apply
+from segtune.methods.base import MethodSettings
+from segtune.models import MODELS as MODEL_REGISTRY
+from segtune.models.base import SegModel
+from segtune.models.build import build_model
+
+NUM_CLASSES = 3
+SIZE = (64, 96)
+
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "unet": ("unet", {"depth": 2, "width": 8}),
+    "unet-bilinear": ("unet", {"depth": 2, "width": 8, "norm": "group", "up": "bilinear"}),
+    "lraspp": ("lraspp_mobilenet_v3_large", {}),
+    "deeplabv3": ("deeplabv3_mobilenet_v3_large", {}),
+    "segformer": ("smp:segformer/mit_b0", {}),
+}
+
+CASES = [(model, method) for model in MODELS for method in METHODS if not method.endswith(":")]
+
+
+@functools.cache
+def _base_state(name: str) -> dict[str, Tensor]:
+    return _fresh(name).state_dict()
+
+
+def _fresh(name: str) -> SegModel:
+    registered, settings = MODELS[name]
+    model = build_model(registered, NUM_CLASSES, MODEL_REGISTRY.settings(registered)(**settings))
+    # running statistics as after some training, so that a frozen norm is not an identity
+    generator = torch.Generator().manual_seed(1)
+    for key, buffer in model.named_buffers():
+        if key.endswith("running_mean"):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 - 0.1)
+        elif key.endswith("running_var"):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.1 + 0.1)
+    return model.eval()
+
+
+def make_model(name: str) -> SegModel:
+    """A tiny model of the table in eval mode, always with the same weights."""
+    model = _fresh(name)
+    model.load_state_dict(_base_state(name))
+    return model
+
+
+def parts_of(method: str, **settings: object) -> dict[str, MethodSettings]:
+    """Settings of a method, or of several joined by "+"; each takes those that it has."""
+    parts = {}
+    for name in method.split("+"):
+        schema = METHODS.settings(name)
+        parts[name] = schema(**{k: v for k, v in settings.items() if k in schema.model_fields})
+    return parts  # type: ignore[return-value]
+
+
+def make_applied(model: SegModel, method: str, **settings: object) -> Applied:
+    """Applies a method as the engine does."""
+    applied = apply(model, model.sites(), parts_of(method, **settings), seed=5, unused=model.unused)
+    model.penalty_layers = list(applied.operations)
+    return applied
+
+
+def images(batch: int = 2, seed: int = 0) -> Tensor:
+    """[B, 3, 64, 96] in [0, 1]."""
+    return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def masks(batch: int = 2, seed: int = 0) -> Tensor:
+    """[B, 64, 96] classes."""
+    return torch.randint(NUM_CLASSES, (batch, *SIZE), generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(model: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy with everything that a model reports while training."""
+    output = model(x)
+    loss = torch.nn.functional.cross_entropy(output.logits, y)
+    for logits in output.auxiliary.values():
+        loss = loss + 0.4 * torch.nn.functional.cross_entropy(logits, y)
+    for penalty in output.penalties.values():
+        loss = loss + 0.01 * penalty
+    return loss
+
+
+def train_steps(model: SegModel, applied: Applied, num_steps: int = 3) -> None:
+    """A few optimiser steps in training mode."""
+    optimizer = torch.optim.Adam(applied.parameters().values(), lr=1e-3)
+    model.train()
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        loss_of(model, images(seed=step), masks(seed=step)).backward()
+        optimizer.step()
+    model.eval()
+
+
+def logits(model: torch.nn.Module, x: Tensor | None = None) -> Tensor:
+    """Output in eval mode, without gradient."""
+    with torch.no_grad():
+        out: Tensor = model(images() if x is None else x).logits
+    return out

@@ -1,0 +1,52 @@
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13 and a way to install packages.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The first of these that runs and is new enough, unless PYTHON=... says which.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1 && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check format docs clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## create .venv with pinned versions (once; again where the pins change)
+
+demo: $(READY)  ## the whole job on generated images, offline, in about two minutes
+	$(BIN)/segtune demo
+
+test: $(READY)  ## all tests, warnings are errors
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test  ## everything that must pass before a commit
+
+format: $(READY)  ## put imports and formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## write docs/methods from the method files
+	$(BIN)/python tools/generate_docs.py
+
+clean:  ## remove .venv, caches and build output; runs stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find segtune tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { \
+		echo "No Python 3.11, 3.12 or 3.13 with the module venv was found (Debian, Ubuntu: apt install python3-venv)."; \
+		echo "Install one, or name it: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.12"; exit 1; } >&2
+	@echo "[1/3] $$($(PYTHON) --version): creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/3] installing the versions of constraints.txt (PyTorch is large: this takes minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "[3/3] ready: $(BIN)/segtune"
+	@touch $@

@@ -69,10 +69,10 @@ def _page(name: str) -> str:
     lines += ["## Settings", ""]
     if own:
         lines += [*_settings_table(settings, own), ""]
-    shared = "those of every method"
+    shared = "every method"
     if places <= settings.model_fields.keys():
         shared += " and of methods that choose among the layers"
-    lines += [f"{'And ' if own else ''}{shared}: [overview](README.md).".capitalize(), ""]
+    lines += [f"{'And those' if own else 'Those'} of {shared}: see the [overview](README.md).", ""]
     return "\n".join(lines)
 
 
@@ -111,9 +111,7 @@ def _values(info: FieldInfo) -> str:
         for bound in info.metadata
         if type(bound) in SIGNS
     ]
-    bounds += [
-        "at least one" for bound in info.metadata if isinstance(bound, MinLen) and bound.min_length == 1
-    ]
+    bounds += ["at least one" for bound in info.metadata if bound == MinLen(1)]
     return ", ".join([_type(info.annotation), *bounds])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from segtune.data.base import DataIndex, Finding, Sample, Severity
+from segtune.data.base import DataIndex, Finding, Sample
 from segtune.data.coding import understand
 from segtune.data.description import description_path, read_description
 from segtune.data.masks import FileReader
@@ -14,11 +14,6 @@ from segtune.data.settings import DataSettings
 from segtune.errors import DataError
 
 OUTSIDE_CODE = "value-outside-classes"
-
-
-def relative(root: Path, paths: Iterable[Path]) -> tuple[str, ...]:
-    """Paths as findings show them: relative to the root, with forward slashes."""
-    return tuple(path.relative_to(root).as_posix() for path in paths)
 
 
 def assemble(
@@ -77,28 +72,6 @@ def assemble(
             "colours": {f"#{r:02x}{g:02x}{b:02x}": label for (r, g, b), label in coding.colours.items()},
         },
     )
-
-
-def file_finding(
-    severity: Severity, code: str, what: str, root: Path, paths: Sequence[Path], hint: str
-) -> list[Finding]:
-    """One finding about files, or none where there are no files.
-
-    Args:
-        severity: of the finding.
-        code: of the finding.
-        what: the message behind the number of files, e.g. "images without a mask".
-        root: folder that the files lie in.
-        paths: the files.
-        hint: what to do.
-    """
-    if not paths:
-        return []
-    files = relative(root, paths)
-    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return [
-        Finding(severity=severity, code=code, message=f"{len(files)} {what}: {shown}", files=files, hint=hint)
-    ]
 
 
 def _wanted(name: str, settings: DataSettings) -> bool:

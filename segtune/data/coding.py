@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from segtune.data.base import Classes, Colour, Finding, Severity
 from segtune.data.description import Description
-from segtune.data.files import MaskFile, map_threads, read_mask_file
-from segtune.data.masks import Coding, MaskCoding, file_colours, pack_colour, pack_colours, unpack_colour
+from segtune.data.findings import file_finding
+from segtune.data.guess import LEVELS, choose_coding, grey_levels
+from segtune.data.masks import Coding, MaskCoding, pack_colour, unpack_colour
 from segtune.data.palette import KNOWN_PALETTES, default_palette
+from segtune.data.scan import Scan, scan_masks
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError, UsageError
 from segtune.types import IGNORE_INDEX
@@ -21,27 +20,8 @@ from segtune.types import IGNORE_INDEX
 MAX_CLASSES = 254
 MAX_COLOURS = 64
 """More colours than this without a stated palette are taken for a photo or a noisy file."""
-LARGEST_PLAIN_INDEX = 40
-"""Values up to this are class numbers; above, what their distribution looks like decides."""
-KEPT_COLOURS = 4096
 NUM_SAMPLED = 64
 """Masks that are looked at where the classes are stated already."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskSummary:
-    """What one mask file holds."""
-
-    path: Path
-    size: tuple[int, int]
-    values: Mapping[int, int]
-    """Grey value or palette index -> pixels; of colour files that are grey all over the grey value."""
-    colours: Mapping[int, int]
-    """0xRRGGBB -> pixels, of colour and palette files."""
-    palette: tuple[Colour, ...] | None
-    is_colour: bool
-    """Whether the file holds colours that are not grey."""
-    lossy: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,83 +34,6 @@ class Understanding:
     findings: tuple[Finding, ...] = ()
     ignored_value: int | None = None
     """The value in the files that counts for nothing, where the coding has one."""
-
-
-@dataclass(kw_only=True)
-class _Scan:
-    """The summaries of all masks that could be read, added up."""
-
-    masks: list[MaskSummary]
-    total: int
-    """Masks of the data set; fewer may have been looked at."""
-    root: Path
-    values: Counter[int] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        for mask in self.masks:
-            self.values.update(mask.values)
-
-    @property
-    def looked_at(self) -> str:
-        if len(self.masks) == self.total:
-            return f"all {self.total} masks" if self.total > 1 else "the only mask"
-        return f"{len(self.masks)} of {self.total} masks"
-
-    @property
-    def colours(self) -> Counter[int]:
-        counts: Counter[int] = Counter()
-        for mask in self.masks:
-            if mask.is_colour or mask.palette is not None:
-                counts.update(mask.colours)
-            else:
-                counts.update({pack_colour((v, v, v)): n for v, n in mask.values.items() if v <= 255})
-        return counts
-
-    def files_with(self, value: int) -> tuple[str, ...]:
-        return tuple(
-            mask.path.relative_to(self.root).as_posix() for mask in self.masks if value in mask.values
-        )
-
-
-def summarise(path: Path) -> MaskSummary | DataError:
-    """What a mask file holds, or the error that reading it raises."""
-    try:
-        file = read_mask_file(path)
-    except DataError as error:
-        return error
-    values, colours, is_colour = _count(file)
-    return MaskSummary(
-        path=path,
-        size=(file.values.shape[0], file.values.shape[1]),
-        values=values,
-        colours=colours,
-        palette=file.palette,
-        is_colour=is_colour,
-        lossy=file.lossy,
-    )
-
-
-def _count(file: MaskFile) -> tuple[dict[int, int], dict[int, int], bool]:
-    if file.values.ndim == 2:
-        counts = np.bincount(file.values.ravel())
-        values = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-        colours: dict[int, int] = {}
-        if file.palette is not None:
-            table = [*file.palette, *[(0, 0, 0)] * 256]
-            for value, pixels in values.items():
-                code = pack_colour(table[value])
-                colours[code] = colours.get(code, 0) + pixels
-        return values, colours, False
-    wide = file.values.astype(np.int16)
-    spread = wide.max(axis=2) - wide.min(axis=2)
-    # JPEG tints grey a little; anything else is exact.
-    tint = 24 if file.lossy else 0
-    if (spread > tint).mean() <= (0.001 if file.lossy else 0.0):
-        counts = np.bincount(file.values[:, :, 0].ravel())
-        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}, {}, False
-    packed, pixels_each = np.unique(pack_colours(file_colours(file)), return_counts=True)
-    order = np.argsort(-pixels_each, kind="stable")[:KEPT_COLOURS]
-    return {}, {int(packed[i]): int(pixels_each[i]) for i in order}, True
 
 
 def understand(
@@ -148,17 +51,10 @@ def understand(
         DataError: no mask can be read, or they make no sense as class maps.
         UsageError: the settings contradict each other or the masks.
     """
-    known_classes = settings.classes is not None or description.colours is not None
-    looked_at = _sample(paths) if known_classes else list(paths)
-    results = map_threads(summarise, looked_at)
-    masks = [result for result in results if isinstance(result, MaskSummary)]
-    errors = [result for result in results if isinstance(result, DataError)]
-    if not masks:
-        raise DataError(
-            f"none of the {len(paths)} masks can be read, e.g. {errors[0].message}", hint=errors[0].hint
-        )
-    scan = _Scan(masks=masks, total=len(paths), root=root)
-    coding, reason = _choose(scan, settings, description)
+    # Named classes need no count, unless the ignored value may be one of theirs.
+    named = settings.classes is not None and settings.ignore_index >= len(settings.classes)
+    scan = scan_masks(root, paths, at_most=NUM_SAMPLED if named else None)
+    coding, reason = choose_coding(scan, settings, description)
     if coding == "rgb":
         return _rgb(scan, settings, description, reason)
     if coding == "binary":
@@ -166,95 +62,14 @@ def understand(
     return _index(coding, scan, settings, description, reason)
 
 
-def _sample(paths: Sequence[Path]) -> list[Path]:
-    if len(paths) <= NUM_SAMPLED:
-        return list(paths)
-    return [paths[i * len(paths) // NUM_SAMPLED] for i in range(NUM_SAMPLED)]
-
-
-def _choose(scan: _Scan, settings: DataSettings, description: Description) -> tuple[Coding, str]:
-    if settings.masks != "auto":
-        return settings.masks, "as stated"
-    if settings.values is not None:
-        return "index", "values are mapped as stated"
-    if settings.threshold is not None:
-        return "binary", "a threshold is stated"
-    colour = [mask for mask in scan.masks if mask.is_colour]
-    palette = [mask for mask in scan.masks if mask.palette is not None]
-    if colour:
-        if len(colour) == len(scan.masks):
-            return "rgb", "true-colour files"
-        return "rgb", (
-            f"{len(colour)} true-colour files, {len(palette)} palette files, "
-            f"{len(scan.masks) - len(colour) - len(palette)} grey files: colours decide"
-        )
-    if _palettes_disagree(palette):
-        return "rgb", "palette files whose palettes differ: colours decide"
-    stated = len(settings.classes) if settings.classes else 0
-    if set(scan.values) <= {0, IGNORE_INDEX} and IGNORE_INDEX in scan.values:
-        return "binary", "masks hold 0 and 255 only"
-    if len(palette) == len(scan.masks):
-        return "palette", "palette files, the index is the class"
-    return _choose_grey(scan, settings, stated)
-
-
-def _choose_grey(scan: _Scan, settings: DataSettings, stated: int) -> tuple[Coding, str]:
-    present = sorted(scan.values)
-    low, high = present[0], present[-1]
-    inside = [value for value in present if value not in (IGNORE_INDEX, settings.ignore_index)]
-    if not inside or max(inside) <= max(LARGEST_PLAIN_INDEX, stated - 1):
-        return "index", "grey values are class numbers"
-    if len(present) == 2:
-        return "binary", f"masks hold {low} and {high} only"
-    if _grey_levels(scan.values, settings):
-        return "index", "a few distant grey levels"
-    margin = (high - low) // 10
-    pixels = sum(scan.values.values())
-    near_low = sum(n for v, n in scan.values.items() if v <= low + margin)
-    near_high = sum(n for v, n in scan.values.items() if v >= high - margin)
-    share = (near_low + near_high) / pixels
-    if share >= 0.9 and near_high / pixels >= 0.001 and stated <= 2:
-        shown = int(share * 1000) / 10
-        return "binary", (
-            f"{len(present)} grey values, {shown}% of pixels within {margin} of {low} or {high}: soft edges or noise"
-        )
-    return "index", "grey values are class numbers"
-
-
-def _grey_levels(values: Mapping[int, int], settings: DataSettings) -> list[int]:
-    """The levels of masks that use a few distant grey values (0, 85, 170, 255) for classes, or none."""
-    levels = sorted(values)
-    if settings.ignore_index != IGNORE_INDEX:
-        levels = [level for level in levels if level != settings.ignore_index]
-    pixels = sum(values.values())
-    distant = all(b - a >= 8 for a, b in zip(levels, levels[1:], strict=False))
-    common = all(values[level] / pixels >= 0.001 for level in levels)
-    if 3 <= len(levels) <= 16 and distant and common and not settings.classes:
-        return levels
-    return []
-
-
-def _palettes_disagree(masks: Sequence[MaskSummary]) -> bool:
-    seen: dict[int, Colour] = {}
-    for mask in masks:
-        assert mask.palette is not None
-        for value in mask.values:
-            if (
-                value < len(mask.palette)
-                and seen.setdefault(value, mask.palette[value]) != mask.palette[value]
-            ):
-                return True
-    return False
-
-
-def _binary(scan: _Scan, settings: DataSettings, description: Description, reason: str) -> Understanding:
+def _binary(scan: Scan, settings: DataSettings, description: Description, reason: str) -> Understanding:
     names = settings.classes or ("background", "foreground")
     if len(names) != 2:
         raise UsageError(
             f"binary masks have 2 classes, but {len(names)} are named: {', '.join(names)}",
             hint="name background and foreground, or state data.masks=index",
         )
-    values = scan.values or Counter({max(unpack_colour(code)): n for code, n in scan.colours.items()})
+    values = {*scan.values, *(max(unpack_colour(c)) for m in scan.masks for c in m.colours if m.is_colour)}
     low, high = min(values), max(values)
     threshold = settings.threshold
     if threshold is None:
@@ -267,121 +82,158 @@ def _binary(scan: _Scan, settings: DataSettings, description: Description, reaso
         text += f", {settings.ignore_index} ignored"
     return Understanding(
         coding=MaskCoding(coding="binary", threshold=threshold, values=ignored),
-        classes=Classes(names=names, palette=description.colours or ((0, 0, 0), (230, 60, 60))),
+        classes=Classes(names=names, palette=description.colours or default_palette(2)),
         evidence=(f"{text} (from {scan.looked_at})",),
         ignored_value=settings.ignore_index if ignored else None,
     )
 
 
+@dataclass(kw_only=True)
+class _Mapping:
+    """What the numbers in mask files mean."""
+
+    values: dict[int, int]
+    num_classes: int
+    text: str = ""
+    findings: list[Finding]
+
+
 def _index(
-    coding: Coding, scan: _Scan, settings: DataSettings, description: Description, reason: str
+    coding: Coding, scan: Scan, settings: DataSettings, description: Description, reason: str
 ) -> Understanding:
-    if any(mask.is_colour for mask in scan.masks):
-        files = [mask.path.name for mask in scan.masks if mask.is_colour]
+    colour = [mask.path for mask in scan.masks if mask.is_colour]
+    if colour:
         raise UsageError(
-            f"data.masks={coding}, but {len(files)} masks hold colours, e.g. {files[0]}",
+            f"data.masks={coding}, but {len(colour)} masks hold colours, e.g. {colour[0]}",
             hint="state data.masks=rgb, or leave it at auto",
         )
-    findings: list[Finding] = []
-    names = settings.classes
     ignored = {IGNORE_INDEX, settings.ignore_index}
     present = sorted(set(scan.values) - ignored)
-    levels = _grey_levels(scan.values, settings) if reason == "a few distant grey levels" else []
-    text = f"{reason}"
     if settings.values is not None:
-        mapping = dict(settings.values)
-        largest = max((label for label in mapping.values() if label != IGNORE_INDEX), default=0)
-        num_classes = len(names) if names else largest + 1
-        too_large = sorted(label for label in mapping.values() if num_classes <= label != IGNORE_INDEX)
-        if too_large or min(mapping.values(), default=0) < 0 or min(mapping, default=0) < 0:
-            raise UsageError(
-                f"data.values maps to {too_large or 'a negative number'}, but there are {num_classes} classes",
-                hint=f"classes are 0..{num_classes - 1}, and {IGNORE_INDEX} is ignored",
-            )
-        if max(mapping, default=0) > 65535:
-            raise UsageError(f"data.values: {max(mapping)} is no mask value", hint="values are 0..65535")
-    elif levels:
-        mapping = {level: label for label, level in enumerate(levels)}
-        num_classes = len(levels)
-        text += f" ({', '.join(map(str, levels))}), each one class"
-        findings.append(
-            Finding(
-                severity=Severity.WARNING,
-                code="grey-levels",
-                message=f"the grey levels {', '.join(map(str, levels))} are read as {num_classes} classes",
-                hint="if this is wrong, state data.masks or data.values",
-            )
-        )
+        mapping = _stated_mapping(settings)
+    elif reason == LEVELS:
+        mapping = _level_mapping(grey_levels(scan, settings))
     else:
-        shift = settings.ignore_index if settings.ignore_index < max(present, default=0) else None
-        largest = max(present, default=0) - (shift is not None)
-        num_classes = len(names) if names else max(largest + 1, 2)
-        limit = min(num_classes + (shift is not None), 65536)
-        mapping = {
-            value: value - (shift is not None and value > shift)
-            for value in range(limit)
-            if value not in ignored
-        }
-        mapping = {value: label for value, label in mapping.items() if label < num_classes}
-        if shift is not None:
-            text += f", values above the ignored {shift} move down by one"
-        if names is None:
-            findings += _doubts(scan, present, num_classes)
-    if num_classes > MAX_CLASSES:
-        raise DataError(
-            f"{scan.files_with(present[-1])[0]}: the mask value {present[-1]} would make {num_classes} classes",
-            hint="are these instance numbers, or photos? At most 254 classes are supported; "
-            "map the values with data.values, or state data.masks",
-        )
+        mapping = _plain_mapping(scan, present, settings)
     for value in ignored:
-        mapping.setdefault(value, IGNORE_INDEX)
-    seen = sorted(ignored & set(scan.values))
-    shown = _ranges(present)
-    text += f": values {shown}" + (f", {', '.join(map(str, seen))} ignored" if seen else "")
-    if any(mask.lossy for mask in scan.masks):
-        lossy = tuple(m.path.relative_to(scan.root).as_posix() for m in scan.masks if m.lossy)
-        findings.append(
-            Finding(
-                severity=Severity.WARNING,
-                code="lossy-masks",
-                message=f"{len(lossy)} masks with class numbers are stored with loss (JPEG, WebP): "
-                "numbers at edges are likely wrong",
-                files=lossy,
-                hint="save masks as PNG",
-            )
-        )
-    palette = description.colours or _file_palette(scan, mapping, num_classes) or default_palette(num_classes)
+        mapping.values.setdefault(value, IGNORE_INDEX)
+    seen = [value for value in sorted(scan.values) if mapping.values.get(value) == IGNORE_INDEX]
+    text = f"{reason}{mapping.text}: values {number_ranges(present)}"
+    if seen:
+        text += f", {number_ranges(seen)} ignored"
+    mapping.findings += file_finding(
+        Severity.WARNING,
+        "lossy-masks",
+        "masks with class numbers are stored with loss (JPEG, WebP), so numbers at edges are likely wrong",
+        scan.root,
+        [mask.path for mask in scan.masks if mask.lossy],
+        "save masks as PNG",
+    )
+    num_classes = mapping.num_classes
+    own_palette = _file_palette(scan, mapping.values, num_classes)
+    palette = description.colours or own_palette or default_palette(num_classes)
     if len(palette) != num_classes:
         raise UsageError(
-            f"dataset.yaml gives {len(palette)} colours for {num_classes} classes",
-            hint="give one for each class",
+            f"dataset.yaml gives {len(palette)} colours, but the masks have {num_classes} classes",
+            hint="give one colour for each class, or name the classes",
         )
+    names = settings.classes or tuple(f"class_{label}" for label in range(num_classes))
     return Understanding(
-        coding=MaskCoding(coding=coding, values=mapping),
-        classes=Classes(names=names or tuple(f"class_{i}" for i in range(num_classes)), palette=palette),
+        coding=MaskCoding(coding=coding, values=mapping.values),
+        classes=Classes(names=names, palette=palette),
         evidence=(f"{text} -> {num_classes} classes (from {scan.looked_at})",),
-        findings=tuple(findings),
-        ignored_value=settings.ignore_index if settings.values is None and not levels else None,
+        findings=tuple(mapping.findings),
+        ignored_value=settings.ignore_index,
     )
 
 
-def _doubts(scan: _Scan, present: list[int], num_classes: int) -> list[Finding]:
-    if len(present) * 2 >= num_classes:
-        return []
+def _stated_mapping(settings: DataSettings) -> _Mapping:
+    assert settings.values is not None
+    values = dict(settings.values)
+    labels = [label for label in values.values() if label != IGNORE_INDEX]
+    num_classes = len(settings.classes) if settings.classes else max(max(labels, default=0) + 1, 2)
+    wrong = sorted(label for label in labels if not 0 <= label < min(num_classes, MAX_CLASSES))
+    if wrong:
+        raise UsageError(
+            f"data.values maps to {wrong[0]}, which is no class",
+            hint=f"classes are 0..{min(num_classes, MAX_CLASSES) - 1}, and {IGNORE_INDEX} is ignored",
+        )
+    strange = [value for value in values if not 0 <= value <= 65535]
+    if strange:
+        raise UsageError(f"data.values: {strange[0]} is no mask value", hint="mask values are 0..65535")
+    return _Mapping(values=values, num_classes=num_classes, findings=[])
+
+
+def _level_mapping(levels: Sequence[int]) -> _Mapping:
+    shown = ", ".join(map(str, levels))
+    finding = Finding(
+        severity=Severity.WARNING,
+        code="grey-levels",
+        message=f"the grey levels {shown} are read as {len(levels)} classes",
+        hint="if this is wrong, state data.masks or data.values",
+    )
+    values = {level: label for label, level in enumerate(levels)}
+    return _Mapping(values=values, num_classes=len(levels), text=", each one class", findings=[finding])
+
+
+def _plain_mapping(scan: Scan, present: Sequence[int], settings: DataSettings) -> _Mapping:
+    """Class numbers as they stand; where the ignored value lies among them, those above move down."""
     largest = max(present, default=0)
+    ignore = settings.ignore_index
+    if settings.classes is not None:
+        num_classes = len(settings.classes)
+        # With a name for every number, the ignored one has a name too and nothing moves.
+        shifted = ignore < num_classes <= largest
+    else:
+        shifted = ignore < largest
+        num_classes = max(largest + 1 - shifted, 2)
+    if num_classes > MAX_CLASSES:
+        raise DataError(
+            f"{scan.files_with(largest)[0]}: the mask value {largest} would make {num_classes} classes",
+            hint="are these photos, soft masks (data.masks=binary) or instance numbers? "
+            f"At most {MAX_CLASSES} classes are supported; numbers are mapped with data.values",
+        )
+    values = {value: value - (shifted and value > ignore) for value in range(num_classes + shifted)}
+    values |= {ignore: IGNORE_INDEX}
+    text = f", those above the ignored {ignore} move down by one" if shifted else ""
+    findings = []
+    if settings.classes is None:
+        findings = _sparse(scan, present, num_classes) + _mixed(scan)
+    return _Mapping(values=values, num_classes=num_classes, text=text, findings=findings)
+
+
+def _sparse(scan: Scan, present: Sequence[int], num_classes: int) -> list[Finding]:
+    """A stray value may make many classes that nothing belongs to."""
+    if num_classes < 4 or len(present) * 2 >= num_classes:
+        return []
+    largest = max(present)
     return [
         Finding(
             severity=Severity.WARNING,
             code="sparse-classes",
             message=f"the largest mask value {largest} makes {num_classes} classes, "
-            f"but only {len(present)} values occur: {_ranges(present)}",
+            f"but only {len(present)} values occur: {number_ranges(present)}",
             files=scan.files_with(largest)[:20],
             hint="name the classes in dataset.yaml, or map the values with data.values",
         )
     ]
 
 
-def _file_palette(scan: _Scan, mapping: Mapping[int, int], num_classes: int) -> tuple[Colour, ...] | None:
+def _mixed(scan: Scan) -> list[Finding]:
+    """Some masks hold 0 and 1, others 0 and 255: the same foreground, written in two ways."""
+    if set(scan.values) != {0, 1, IGNORE_INDEX} or any({1, 255} <= set(mask.values) for mask in scan.masks):
+        return []
+    return file_finding(
+        Severity.ERROR,
+        "mixed-codings",
+        "masks hold 255 but never 1 while others hold 1 but never 255; their 255 is read as ignored",
+        scan.root,
+        [mask.path for mask in scan.masks if IGNORE_INDEX in mask.values],
+        "if both mean foreground, state data.threshold=0; if 255 means ignored, allow mixed-codings",
+    )
+
+
+def _file_palette(scan: Scan, mapping: Mapping[int, int], num_classes: int) -> tuple[Colour, ...] | None:
     palette = next((mask.palette for mask in scan.masks if mask.palette is not None), None)
     if palette is None:
         return None
@@ -390,7 +242,7 @@ def _file_palette(scan: _Scan, mapping: Mapping[int, int], num_classes: int) -> 
     return colours if len(colours) == num_classes == len(set(colours)) else None
 
 
-def _rgb(scan: _Scan, settings: DataSettings, description: Description, reason: str) -> Understanding:
+def _rgb(scan: Scan, settings: DataSettings, description: Description, reason: str) -> Understanding:
     found = scan.colours
     colours = {unpack_colour(code) for code in found}
     ignored: tuple[Colour, ...] = tuple(description.ignored_colours)
@@ -438,7 +290,7 @@ def _rgb(scan: _Scan, settings: DataSettings, description: Description, reason: 
     )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def number_ranges(numbers: Sequence[int]) -> str:
     """Sorted numbers as text, runs drawn together: 0-3, 7, 9-11."""
     runs: list[list[int]] = []
     for number in numbers:

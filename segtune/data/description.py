@@ -1,4 +1,4 @@
-"""The optional `dataset.yaml` beside the data: what its classes are called, coded and split by.
+r"""The optional `dataset.yaml` beside the data: what its classes are called, coded and split by.
 
     classes: [sky, road, car]            # or {sky: [128, 128, 128], road: [128, 64, 128], ...}
     palette: [[0, 0, 0], [128, 64, 128]] # colours in the order of a list of classes
@@ -9,7 +9,7 @@
     values: {7: 0, 8: 1, 11: 2}          # value in the file -> class (255: ignored)
     split: {val: 0.2, test: 0.1, seed: 1}            # or lists of names or globs:
     # split: {train: ["day_*"], val: [day_007], test: ["dusk_*"]}
-    group: '^(clip\\d+)_'                # samples of one group never fall into different splits
+    group: '^(clip\d+)_'                # samples of one group never fall into different splits
 
 Every key is optional; a `data.*` setting that differs from its default goes before the file.
 """
@@ -48,9 +48,9 @@ class FractionSplit(Settings):
 class ListedSplit(Settings):
     """Sample names, or globs of them, for each split."""
 
-    train: Names = []
-    val: Names = []
-    test: Names = []
+    train: Names = Field(default_factory=list)
+    val: Names = Field(default_factory=list)
+    test: Names = Field(default_factory=list)
 
 
 class Description(Settings):
@@ -58,7 +58,7 @@ class Description(Settings):
 
     classes: dict[str, RGB] | list[str] | None = None
     palette: list[RGB] | None = None
-    ignored_colours: list[RGB] = []
+    ignored_colours: list[RGB] = Field(default_factory=list)
     ignore_index: int | None = Field(None, ge=0, le=255)
     masks: Literal["auto", "index", "palette", "rgb", "binary"] | None = None
     threshold: int | None = Field(None, ge=0, le=65534)

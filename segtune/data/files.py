@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, ImageOps
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from segtune.data.base import Colour, Image
@@ -208,7 +208,7 @@ def _open(
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    if isinstance(error, Pillow.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         reason = "this is no image of a known kind"
     else:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -264,7 +264,7 @@ def _mask_array(image: Pillow.Image) -> NDArray[Any]:
 def _image_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint8 or array.dtype == np.uint16:
+    if array.dtype in (np.uint8, np.uint16):
         return array
     low, high = array.min(), array.max()
     if array.dtype.kind in "iu" and low >= 0 and high <= 65535:
@@ -307,7 +307,7 @@ def _mask_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
 def _tiff_page(path: Path, stack: ExitStack) -> tuple[Any, int]:
     from tifffile import TiffFile
 
-    page = stack.enter_context(TiffFile(path)).pages[0]
+    page = stack.enter_context(TiffFile(path)).pages.first
     _check_pixels(path, page.imagewidth, page.imagelength)
     tag = page.tags.get("Orientation")
     orientation = int(tag.value) if tag is not None else 1

@@ -1,9 +1,10 @@
 """Folders of images and masks that belong together by name.
 
 Images and masks stand in folders called so (images, imgs, JPEGImages, img_dir, ... and masks, labels,
-annotations, SegmentationClass, ann_dir, ...), or side by side in one folder and tell themselves apart by a part of
-the name (`7_image.png`, `7_mask.png`). Folders called train, val or test (valid, validation, testing, ...) may lie
-above or below; further sub folders are kept. Names match exactly, or once such parts are taken off.
+annotations, SegmentationClass, ann_dir, ...), or side by side in one folder and tell themselves apart by
+a part of the name (`7_image.png`, `7_mask.png`). Folders called train, val or test (valid, validation,
+testing, ...) may lie above or below; further sub folders are kept. Names match exactly, or once such
+parts are taken off.
 """
 
 from __future__ import annotations
@@ -15,27 +16,77 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segtune.data.assemble import assemble, file_finding
+from segtune.data.assemble import assemble
 from segtune.data.base import DataIndex, Finding, Sample, Severity
 from segtune.data.files import SUFFIXES
+from segtune.data.findings import file_finding
 from segtune.data.settings import DataSettings
 from segtune.data.split import SPLIT_WORDS
 from segtune.errors import DataError
 
 IMAGE_WORDS = frozenset(
-    "image images img imgs jpegimages imagefiles photos photo rgb input inputs picture pictures frames".split()
+    {
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "jpegimages",
+        "imagefiles",
+        "photos",
+        "photo",
+        "rgb",
+        "input",
+        "inputs",
+        "picture",
+        "pictures",
+        "frames",
+    }
 )
 MASK_WORDS = frozenset(
-    "mask masks label labels annotation annotations annot annots ann anns gt groundtruth target targets "
-    "segmentation segmentations segmentationclass segmentationclassaug seg segs".split()
+    {
+        "mask",
+        "masks",
+        "label",
+        "labels",
+        "annotation",
+        "annotations",
+        "annot",
+        "annots",
+        "ann",
+        "anns",
+        "gt",
+        "groundtruth",
+        "target",
+        "targets",
+        "segmentation",
+        "segmentations",
+        "segmentationclass",
+        "segmentationclassaug",
+        "seg",
+        "segs",
+    }
 )
-IMAGE_PARTS = frozenset("image img rgb sat photo input".split())
+IMAGE_PARTS = frozenset({"image", "img", "rgb", "sat", "photo", "input"})
 MASK_PARTS = frozenset(
-    "mask masks label labels gt target seg segmentation groundtruth annotation annot".split()
+    {
+        "mask",
+        "masks",
+        "label",
+        "labels",
+        "gt",
+        "target",
+        "seg",
+        "segmentation",
+        "groundtruth",
+        "annotation",
+        "annot",
+    }
 )
 
 _PIECES = re.compile(r"[_\-. ]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_PARTS = "|".join(sorted(IMAGE_PARTS | MASK_PARTS))
+_ENDS = re.compile(rf"^(?:{_PARTS})(?:[_\-. ]+|$)|(?:^|[_\-. ]+)(?:{_PARTS})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -188,27 +239,24 @@ def _folder_meaning(name: str) -> tuple[str | None, str | None]:
     return role, split
 
 
-def _role_by_name(stem: str) -> str | None:
+def _role_by_name(stem: str) -> str:
     pieces = _PIECES.split(stem.lower())
-    ends = {pieces[0], pieces[-1]} if len(pieces) > 1 else set()
-    if ends & MASK_PARTS:
-        return "mask"
-    return "image"
+    return "mask" if {pieces[0], pieces[-1]} & MASK_PARTS else "image"
 
 
 def _core(stem: str) -> str:
-    pieces = _PIECES.split(stem)
-    while len(pieces) > 1 and pieces[-1].lower() in IMAGE_PARTS | MASK_PARTS:
-        pieces.pop()
-    while len(pieces) > 1 and pieces[0].lower() in IMAGE_PARTS | MASK_PARTS:
-        pieces.pop(0)
-    return "_".join(pieces)
+    """The name without parts at its ends that say what it is; empty where nothing else is in it."""
+    before = None
+    while before != stem:
+        before = stem
+        stem = _ENDS.sub("", stem)
+    return stem
 
 
 def _pair(
     images: Sequence[_File], masks: Sequence[_File]
 ) -> tuple[list[tuple[_File, _File]], list[_File], list[_File]]:
-    """Pairs by the same stem, then by the same core; sub folders have to agree unless only the name is unique."""
+    """Pairs by the same stem, then by the same core; sub folders have to agree unless the name is unique."""
     pairs: dict[Path, tuple[_File, _File]] = {}
     left_images, left_masks = _first_of(images), _first_of(masks)
     for key in (
@@ -255,7 +303,7 @@ def _duplicates(root: Path, files: Sequence[_File], what: str) -> list[Finding]:
 
 def _samples(pairs: Sequence[tuple[_File, _File]]) -> list[Sample]:
     def short(image: _File) -> str:
-        return "/".join([*image.folders, image.core])
+        return "/".join([*image.folders, *([image.core] if image.core else [])]) or image.stem
 
     def longer(image: _File) -> str:
         return "/".join([*([image.split] if image.split else []), *image.folders, image.stem])

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segtune.data.assemble import assemble, file_finding
+from segtune.data.assemble import assemble
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
+from segtune.data.findings import file_finding
 from segtune.data.settings import DataSettings
 from segtune.data.split import SPLIT_WORDS
 from segtune.errors import DataError
@@ -267,7 +268,7 @@ def _wrong_split(path: Path, word: str, lines: list[int]) -> Finding:
     return Finding(
         severity=Severity.ERROR,
         code="unknown-split",
-        message=f"{path.name} has the split {word!r} in {len(lines)} rows (lines {shown}), which are left out",
+        message=f"{path.name} has the split {word!r} in {len(lines)} rows (lines {shown}), left out",
         files=(path.name,),
         hint=f"did you mean {meant!r}?" if meant else f"splits are {', '.join(SPLITS)}",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -50,16 +49,17 @@ def file_colours(file: MaskFile) -> NDArray[np.uint8]:
     if file.palette is not None:
         table = np.zeros((256, 3), np.uint8)
         table[: len(file.palette)] = file.palette
-        return table[file.values]
+        colours: NDArray[np.uint8] = table[file.values]
+        return colours
     grey = np.clip(file.values, 0, 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def file_grey(file: MaskFile) -> NDArray[Any]:
-    """Grey values [H, W] of any mask file; of colours the brightest channel."""
-    if file.values.ndim == 2 and file.palette is None:
+    """Grey values or palette indices [H, W] of any mask file; of colours the brightest channel."""
+    if file.values.ndim == 2:
         return file.values
-    brightest: NDArray[Any] = file_colours(file).max(axis=2)
+    brightest: NDArray[Any] = file.values.max(axis=2)
     return brightest
 
 

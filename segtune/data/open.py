@@ -9,6 +9,7 @@ from pathlib import Path
 from segtune.data import FORMATS
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
 from segtune.data.description import ListedSplit, read_description
+from segtune.data.findings import allowed
 from segtune.data.settings import DataSettings
 from segtune.data.split import listed_split, set_groups, split_samples
 from segtune.errors import DataError, UsageError
@@ -22,8 +23,8 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
         settings: how to read it; what is not stated is found out.
 
     Returns:
-        The samples with a split each, the classes, the evidence for both, and what was noticed. Findings whose
-        code `settings.allow` names are warnings.
+        The samples with a split each, the classes, the evidence for both, and what was noticed.
+        Findings whose code `settings.allow` names are warnings.
 
     Raises:
         UsageError: there is no such path, or the settings are wrong.
@@ -75,17 +76,6 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     )
 
 
-def allowed(finding: Finding, settings: DataSettings) -> Finding:
-    """The finding, or a warning in its place where it is an error that `settings.allow` names."""
-    if finding.severity is not Severity.ERROR or finding.code not in settings.allow:
-        return finding
-    return replace(
-        finding,
-        severity=Severity.WARNING,
-        message=f"{finding.message} (an error, allowed by data.allow)",
-    )
-
-
 def _find_format(root: Path, settings: DataSettings) -> tuple[str, str]:
     if settings.format != "auto":
         FORMATS.check(settings.format)
@@ -98,8 +88,8 @@ def _find_format(root: Path, settings: DataSettings) -> tuple[str, str]:
     holds = f"it holds {_listing(root)}" if root.is_dir() else f"it is a file of {root.stat().st_size} bytes"
     raise DataError(
         f"{root} is no data set of a known kind; {holds}. Looked for:\n{looked_for}",
-        hint="put images into images/ and masks into masks/, or list the pairs in a CSV file with the columns "
-        "image,mask",
+        hint="put images into images/ and masks into masks/, or list the pairs in a CSV file with the "
+        "columns image,mask",
     )
 
 

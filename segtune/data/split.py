@@ -100,7 +100,8 @@ def listed_split(samples: Sequence[Sample], rule: ListedSplit) -> tuple[list[Sam
             Finding(
                 severity=Severity.WARNING,
                 code="split-list-without-match",
-                message=f"{len(idle)} entries of `split` in dataset.yaml match no sample: {', '.join(idle[:5])}",
+                message=f"{len(idle)} entries of `split` in dataset.yaml match no sample: "
+                + ", ".join(idle[:5]),
                 hint="entries are names as shown by the data check, without the ending, or globs of them",
             )
         )
@@ -126,6 +127,7 @@ def assign(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) ->
     three groups or more no split with a share is.
 
     Args:
+        samples: all of them; the splits they have are not looked at.
         shares: split -> share of the samples; what is left of 1 is for "train".
         seed: of the order.
     """
@@ -134,17 +136,16 @@ def assign(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) ->
         groups[_group_key(sample)].append(sample)
     ordered = sorted(groups, key=lambda group: (-len(groups[group]), order_key(seed, group)))
     wanted = {"train": 1.0 - sum(shares.values()), **shares}
-    missing = {split: share * len(samples) for split, share in wanted.items() if share > 0}
-    missing.setdefault("train", 0.0)
+    missing: dict[str, float] = {split: share * len(samples) for split, share in wanted.items() if share > 0}
     chosen: dict[str, str] = {}
-    empty = [split for split in ("train", "val", "test") if split in missing]
+    empty = [str(split) for split in SPLITS if split in missing]
     for place, group in enumerate(ordered):
         remaining = len(ordered) - place
         # The last groups are kept for splits that would stay empty; with too few, train goes first.
         if (len(chosen) == 0 or remaining <= len(empty)) and empty:
             split = empty[0]
         else:
-            split = max(missing, key=lambda name: (missing[name], -SPLITS.index(name)))
+            split = max(missing, key=lambda name: missing[name])
         chosen[group] = split
         missing[split] -= len(groups[group])
         if split in empty:

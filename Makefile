@@ -16,7 +16,7 @@ help:  ## show this list
 
 setup: $(READY)  ## create .venv with pinned versions (once; again where the pins change)
 
-demo: $(READY)  ## the whole job on generated images, offline, in about two minutes
+demo: $(READY)  ## the whole job on generated images, offline once set up
 	$(BIN)/segtune demo
 
 test: $(READY)  ## all tests, warnings are errors
@@ -38,7 +38,7 @@ docs: $(READY)  ## write docs/methods from the method files
 
 clean:  ## remove .venv, caches and build output; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find segtune tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { \

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import re
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import segtune.methods
 from segtune.config.load import Layer, load_config
 from segtune.methods import METHODS
 from tests.contracts import test_methods as contracts
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "adding-a-method.md"
-
 
 @pytest.fixture
-def method(tmp_path, monkeypatch):
-    """The example's name, while its file and its line are in place."""
-    source, line = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    [(name, target)] = ast.literal_eval("{" + line + "}").items()
-    module = target.partition(":")[0]
-    (tmp_path / f"{module.rpartition('.')[2]}.py").write_text(source, encoding="utf-8")
-    monkeypatch.setattr(segtune.methods, "__path__", [*segtune.methods.__path__, str(tmp_path)])
-    monkeypatch.setitem(METHODS._entries, name, target)
-    importlib.invalidate_caches()
-    yield name
-    sys.modules.pop(module, None)
+def method(place):
+    return place("adding-a-method.md", METHODS)
 
 
 def test_the_example_documents_itself(method):

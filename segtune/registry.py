@@ -41,13 +41,13 @@ class Registry:
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._key(name) is not None
+        return isinstance(name, str) and not name.endswith(":") and self._key(name) is not None
 
     def _key(self, name: str) -> str | None:
-        if name in self._entries and not name.endswith(":"):
+        if name in self._entries:
             return name
         family = name.partition(":")[0] + ":"
-        return family if family in self._entries and len(name) > len(family) else None
+        return family if family in self._entries else None
 
     def _target(self, name: str) -> tuple[str, str]:
         key = self._key(name)
@@ -64,9 +64,14 @@ class Registry:
     def check(self, name: str) -> None:
         """Raises UnknownNameError, with the nearest name, where there is no such component."""
         self._target(name)
+        if name.endswith(":"):
+            raise UnknownNameError(
+                f"{name!r} is a family of {self.kind}s", hint=f"write its member behind the colon: {name}..."
+            )
 
     def load(self, name: str) -> Any:
         """Imports the component and returns the registered object."""
+        self.check(name)
         module, attribute = self._target(name)
         return getattr(importlib.import_module(module), attribute)
 

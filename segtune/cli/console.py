@@ -29,7 +29,8 @@ class ConsoleReporter(Reporter):
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table; the first column is left-aligned, numbers are right-aligned."""
-        self.console.print(make_table(title, header, rows))
+        self.note(title)
+        self.console.print(make_table(header, rows))
 
     def training(self, first_step: int, num_steps: int) -> None:
         """Starts the bar."""
@@ -89,9 +90,9 @@ class ConsoleReporter(Reporter):
         return self._progress
 
 
-def make_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def make_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table: first column left, the others right."""
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for position, name in enumerate(header):
         table.add_column(escape(name), justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:

@@ -57,7 +57,7 @@ def check(
     if as_json:
         print_json(report.to_dict())
     else:
-        click.echo(report.to_text())
+        click.echo(report.text())
         if preview is not None:
             click.echo(f"preview  {preview}")
     if not report.ok:

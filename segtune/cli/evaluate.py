@@ -70,7 +70,7 @@ def command(
         [label, *(_cell(evaluation.per_class[name][k]) for name in names)]
         for k, label in enumerate(evaluation.class_names)
     ]
-    Console(highlight=False).print(make_table("", ["class", *names], rows))
+    Console(highlight=False).print(make_table(["class", *names], rows))
 
 
 def _cell(value: float | None) -> str:

@@ -53,8 +53,8 @@ def command(
 
     console = Console(highlight=False)
     rows = [(name, f"{total:,}", f"{part:,}") for name, total, part in report["table"]]
-    title = f"{config.model} with {config.method}, {report['num_classes']} classes"
-    console.print(make_table(title, ("module", "parameters", "trained"), rows))
+    click.echo(f"{config.model} with {config.method}, {report['num_classes']} classes")
+    console.print(make_table(("module", "parameters", "trained"), rows))
     total, trained = report["parameters_total"], report["parameters_trainable"]
     click.echo(f"parameters   {total:,} in the base, {trained:,} trained ({trained / total:.2%})")
     roles = ", ".join(f"{role} {n:,}" for role, n in report["parameters_by_role"].items() if n)
@@ -77,4 +77,4 @@ def command(
             (s["name"], s["kind"], s["part"], str(s["block"]), "used" if s["used"] else "")
             for s in report["sites"]
         ]
-        console.print(make_table("", ("site", "kind", "part", "block", ""), sites))
+        console.print(make_table(("site", "kind", "part", "block", ""), sites))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import segtune
 from segtune.data.base import Classes
-from segtune.engine.build import Tunable, build_tunable
+from segtune.engine.build import Tunable, build_tunable, place
 from segtune.engine.files import write_json
 from segtune.engine.folder import DESCRIPTION
 from segtune.engine.tensors import write_tensors
@@ -118,14 +118,12 @@ def verify_adapter(tunable: Tunable, folder: Path, images: Tensor) -> None:
     Raises:
         AdapterError: the outputs differ in a single bit.
     """
-    loaded, _ = load_adapter(folder)
     device = next(tunable.model.parameters()).device
-    training = tunable.model.training
-    tunable.model.eval()
+    loaded = place(load_adapter(folder)[0].model, device)
+    images = images.to(device, memory_format=torch.channels_last)
     with torch.no_grad():
-        expected = tunable.model(images.to(device)).logits
-        got = loaded.model.to(device).eval()(images.to(device)).logits
-    tunable.model.train(training)
+        expected = tunable.model.eval()(images).logits
+        got = loaded(images).logits
     if not torch.equal(expected, got):
         difference = (expected - got).abs().max().item()
         raise AdapterError(

@@ -79,7 +79,7 @@ class Inference:
     def probabilities(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] to float32 probabilities [B, K, H, W] at the same size."""
         size = (images.shape[-2], images.shape[-1])
-        images = images.to(self.device)
+        images = images.to(self.device, memory_format=torch.channels_last)
         if self.settings.resize is not None and size != self.settings.resize:
             images = F.interpolate(
                 images, self.settings.resize, mode="bilinear", align_corners=False, antialias=True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segtune.engine.build import place
 from segtune.engine.run import LoadedRun, versions
 from segtune.engine.tensors import write_tensors
 from segtune.errors import MergeError, UsageError
@@ -71,8 +72,8 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
         MODELS.settings(description.model).model_validate(description.model_settings),
     )
     load_weights(fresh, str(out))
-    device = next(unmerged.parameters()).device
-    differences["reloaded"] = _differences(fresh.to(device).eval(), probes, expected)
+    fresh = place(fresh.eval(), next(unmerged.parameters()).device)
+    differences["reloaded"] = _differences(fresh, probes, expected)
     try:
         _prove(differences, "the written file")
     except MergeError:
@@ -94,7 +95,10 @@ def _probes(model: SegModel) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     base = max(64, 2 * spec.multiple, spec.minimum)
     sizes = [(base, base), (base + 32, 2 * base + 5)]
-    return [torch.rand(1, spec.channels, *size, generator=generator).to(device) for size in sizes]
+    return [
+        torch.rand(1, spec.channels, *size, generator=generator).to(device, memory_format=torch.channels_last)
+        for size in sizes
+    ]
 
 
 @torch.no_grad()

@@ -15,13 +15,14 @@ class ResourceMonitor:
 
     Args:
         device: where the model runs.
+        peak_process_bytes: what an earlier session of the same run has reached.
         interval: seconds between samples.
     """
 
-    def __init__(self, device: torch.device, interval: float = 0.1) -> None:
+    def __init__(self, device: torch.device, peak_process_bytes: int = 0, interval: float = 0.1) -> None:
         self.device = device
         self.interval = interval
-        self.peak_process_bytes = 0
+        self.peak_process_bytes = peak_process_bytes
         self._process = psutil.Process()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="resources")

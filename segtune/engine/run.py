@@ -8,7 +8,7 @@ from typing import Any
 
 from segtune.config.run import RunConfig
 from segtune.engine.adapter import AdapterDescription, load_adapter
-from segtune.engine.build import Tunable, choose_device
+from segtune.engine.build import Tunable, choose_device, place
 from segtune.engine.folder import DESCRIPTION, RunFolder, require_run
 
 
@@ -43,7 +43,7 @@ def load_run(path: Path | str, *, weights: str | None = None, accelerator: str =
     is_adapter = (path / DESCRIPTION).is_file()
     config = None if is_adapter else folder.read_config()
     tunable, description = load_adapter(path if is_adapter else folder.adapter, weights=weights)
-    tunable.model.to(choose_device(accelerator))
+    place(tunable.model, choose_device(accelerator))
     return LoadedRun(tunable, description, config)
 
 

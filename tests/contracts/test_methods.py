@@ -100,7 +100,7 @@ def test_remove_gives_the_base_back(model_name, method):
     applied = make_applied(model, method)
     train_steps(model, applied)
     applied.remove()
-    assert {name: True for name in base} == {
+    assert dict.fromkeys(base, True) == {
         name: torch.equal(tensor, base[name]) for name, tensor in model.state_dict().items()
     }
     assert [type(module) for module in model.modules()] == classes

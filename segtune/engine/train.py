@@ -1,0 +1,242 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from segtune.data.loading import derive_seed, train_loader
+from segtune.engine.build import learning_rate
+from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from segtune.engine.evaluate import Evaluation, evaluate_samples
+from segtune.engine.failures import is_out_of_memory, not_a_number, out_of_memory
+from segtune.engine.infer import Inference
+from segtune.engine.job import Job
+from segtune.engine.log import MetricLog
+from segtune.engine.optim import build_optimizer, rate_factor
+from segtune.engine.reporter import Reporter
+from segtune.engine.resources import ResourceMonitor
+from segtune.engine.tensors import write_tensors
+from segtune.types import Batch, SegOutput
+
+MAX_STEPS_BETWEEN_CHECKPOINTS = 500
+LOWER_IS_BETTER = frozenset({"cross_entropy"})
+
+
+class Trainer:
+    """Trains a job's model and keeps its best tensors and its last state on disk.
+
+    Args:
+        job: everything that was built for the run.
+        reporter: hears what happens.
+    """
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self.job = job
+        self.config = job.config
+        self.folder = job.folder
+        self.reporter = reporter
+        self.progress = Progress()
+        self.resources: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Trains from the last checkpoint, or from the start, to the end.
+
+        Raises:
+            TrainingError: the loss is not a number, or memory ran out.
+        """
+        job = self.job
+        applied = job.tunable.applied
+        optimizer = build_optimizer(applied.parameters(), self.config.optim, learning_rate(self.config))
+        precision: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[job.precision]
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        fabric = Fabric(accelerator=job.device.type, devices=1, precision=precision)
+        self.progress = self._restore(fabric, optimizer)
+        model, optimizer = fabric.setup(job.tunable.model, optimizer)
+        log = MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
+        self.reporter.training(self.progress.step, job.num_steps)
+        try:
+            with ResourceMonitor(job.device, self.progress.peak_process_bytes) as monitor:
+                self._loop(fabric, model, optimizer, log, monitor)
+                self.resources = monitor.snapshot()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(self.config, job.device, job.crop, job.estimate) from error
+            raise
+        finally:
+            log.close()
+
+    def _restore(self, fabric: Fabric, optimizer: torch.optim.Optimizer) -> Progress:
+        if not self.folder.last.is_file():
+            return Progress()
+        progress, tensors, optimizer_state, scaler = load_checkpoint(self.folder.last)
+        self.job.tunable.applied.load_state_dict(tensors)
+        optimizer.load_state_dict(optimizer_state)
+        fabric.strategy.precision.load_state_dict(scaler)
+        self.reporter.note(f"continuing behind step {progress.step} of {self.job.num_steps}")
+        return progress
+
+    def _loop(
+        self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog, monitor: ResourceMonitor
+    ) -> None:
+        config, progress = self.config, self.progress
+        peak = learning_rate(config)
+        batches = self._batches(progress.step)
+        model.train()
+        begin = time.perf_counter()
+        while progress.step < self.job.num_steps and not progress.stopped:
+            rate = peak * rate_factor(config.optim, progress.step, self.job.num_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # dropout and the like depend on the step alone, so that resuming repeats them
+            torch.manual_seed(derive_seed("step", config.train.seed, progress.step))
+            loss, wait, num_images = self._step(fabric, model, optimizer, batches)
+            now = time.perf_counter()
+            progress.step += 1
+            progress.images += num_images
+            progress.seconds += now - begin
+            progress.wait_seconds += wait
+            values = {
+                "step": progress.step,
+                "epoch": self._epoch(),
+                "loss": loss,
+                "learning_rate": rate,
+                "seconds": now - begin,
+                "wait_seconds": wait,
+                "images_per_second": num_images / (now - begin),
+            }
+            log.write("train", values)
+            self.reporter.step(values)
+            if self._epoch_ends(config.train.validate_every):
+                self._validate(log, {**monitor.snapshot(), "train_loss": loss})
+                model.train()
+            if self._checkpoint_due():
+                progress.log_bytes = log.num_bytes
+                progress.peak_process_bytes = monitor.peak_process_bytes
+                self._checkpoint(fabric, optimizer)
+            begin = time.perf_counter()
+
+    def _epoch(self) -> int:
+        """The epoch that the last step belongs to, from 1."""
+        return (self.progress.step - 1) // self.job.steps_per_epoch + 1
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        config = self.config
+        accumulate = config.train.accumulate
+        return iter(
+            train_loader(
+                self.job.index,
+                config.data,
+                batch_size=config.train.batch_size,
+                seed=config.train.seed,
+                start_step=step * accumulate,
+                num_steps=(self.job.num_steps - step) * accumulate,
+                crop=self.job.crop,
+            )
+        )
+
+    def _step(
+        self, fabric: Fabric, model: Any, optimizer: Any, batches: Iterator[Batch]
+    ) -> tuple[float, float, int]:
+        """One optimiser step: mean loss, seconds waited for data, number of images."""
+        accumulate = self.config.train.accumulate
+        total, waited, num_images, names = 0.0, 0.0, 0, list[str]()
+        for part in range(accumulate):
+            begin = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - begin
+            images = batch.images.to(self.job.device, memory_format=torch.channels_last, non_blocking=True)
+            masks = batch.masks.to(self.job.device, non_blocking=True)
+            with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
+                output: SegOutput = model(images)
+                loss = self._total_loss(output, masks)
+                names += batch.names
+                if not torch.isfinite(loss):
+                    raise not_a_number(loss.item(), names, self.progress.step + 1, self.folder)
+                fabric.backward(loss / accumulate)
+            total += loss.item() / accumulate
+            num_images += len(batch.names)
+        if self.config.optim.clip is not None:
+            norm = fabric.clip_gradients(
+                model, optimizer, max_norm=self.config.optim.clip, error_if_nonfinite=False
+            )
+            # half precision: the scaler skips the step and lowers its scale by itself
+            if self.job.precision != "16" and norm is not None and not torch.isfinite(norm):
+                raise not_a_number(norm.item(), names, self.progress.step + 1, self.folder)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total, waited, num_images
+
+    def _total_loss(self, output: SegOutput, masks: Tensor) -> Tensor:
+        total: Tensor = self.job.loss(output.logits, masks)
+        for logits in output.auxiliary.values():
+            total = total + self.config.loss_common.auxiliary_weight * self.job.loss(logits, masks)
+        for penalty in output.penalties.values():
+            total = total + self.config.loss_common.penalty_weight * penalty
+        return total
+
+    def _epoch_ends(self, every: int) -> bool:
+        last = self.progress.step == self.job.num_steps
+        return last or self.progress.step % (self.job.steps_per_epoch * every) == 0
+
+    def _checkpoint_due(self) -> bool:
+        step, every = self.progress.step, self.config.train.checkpoint_every
+        if every is not None:
+            return step % every == 0 or step == self.job.num_steps
+        return self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
+
+    def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
+        save_checkpoint(
+            self.folder.last,
+            self.progress,
+            self.job.tunable.applied.state_dict(),
+            optimizer.state_dict(),
+            fabric.strategy.precision.state_dict(),
+        )
+
+    def _validate(self, log: MetricLog, extra: dict[str, Any]) -> None:
+        progress = self.progress
+        values: dict[str, Any] = {"step": progress.step, "epoch": self._epoch()}
+        best = True
+        if self.job.index.split("val"):
+            evaluation = self.evaluate("val")
+            values.update(evaluation.scores)
+            monitor = self.config.train.monitor
+            score = evaluation.scores[monitor] * (-1 if monitor in LOWER_IS_BETTER else 1)
+            best = progress.best_score is None or score > progress.best_score
+            if best:
+                progress.best_score, progress.best_step = score, progress.step
+            progress.stale = 0 if best else progress.stale + 1
+            patience = self.config.train.early_stop
+            progress.stopped = patience is not None and progress.stale >= patience
+        else:
+            progress.best_step = progress.step
+        if best:
+            write_tensors(
+                self.folder.best, self.job.tunable.applied.state_dict(), {"step": str(progress.step)}
+            )
+        values.update({**extra, "seconds": progress.seconds, "best": best})
+        progress.validations.append(values)
+        log.write("val", values)
+        log.write_table(progress.validations)
+        self.reporter.validated(values)
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Scores the model as it is on a split."""
+        self.job.tunable.model.eval()
+        inference = Inference(self.job.tunable.model, self.job.inference)
+        return evaluate_samples(
+            inference,
+            self.job.index,
+            self.job.samples(split),
+            self.config.data,
+            split=split,
+            batch_size=self.config.train.batch_size,
+            progress=self.reporter.evaluating,
+        )

@@ -139,6 +139,7 @@ def predict(
     *,
     out: PathLike,
     overlays: bool = True,
+    batch_size: int = 1,
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     reporter: Reporter | None = None,
@@ -150,6 +151,7 @@ def predict(
         images: an image, a folder, or several of them.
         out: folder for the results.
         overlays: write the overlays too.
+        batch_size: neighbouring images of equal size that enter the model at once.
         settings: data.window, data.overlap, data.flip_tta, data.resize by dotted key.
         weights: where the base's weights lie now, if not where they were.
         reporter: hears about progress.
@@ -165,6 +167,7 @@ def predict(
         [Path(path) for path in inputs],
         Path(out),
         overlays=overlays,
+        batch_size=batch_size,
         settings=settings or {},
         weights=weights,
         reporter=reporter,

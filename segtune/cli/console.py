@@ -21,6 +21,7 @@ class ConsoleReporter(Reporter):
         self._progress: Progress | None = None
         self._training: TaskID | None = None
         self._evaluating: TaskID | None = None
+        self._score = ""
 
     def note(self, *lines: str) -> None:
         """Prints lines."""
@@ -40,7 +41,8 @@ class ConsoleReporter(Reporter):
     def step(self, values: Mapping[str, Any]) -> None:
         """Moves the bar."""
         text = (
-            f"epoch {values['epoch']}  loss {values['loss']:.4f}  {values['images_per_second']:.1f} images/s"
+            f"epoch {values['epoch']}  loss {values['loss']:.4f}{self._score}"
+            f"  {values['images_per_second']:.1f} images/s"
         )
         if self._training is not None:
             self._bar().update(self._training, completed=values["step"], text=text)
@@ -59,6 +61,7 @@ class ConsoleReporter(Reporter):
         """Prints a line for each validation."""
         parts = [f"epoch {values['epoch']:>3}  step {values['step']:>5}  loss {values['train_loss']:.4f}"]
         if "miou" in values:
+            self._score = f"  mIoU {values['miou']:.4f}"
             parts.append(
                 f"mIoU {values['miou']:.4f}  accuracy {values['pixel_accuracy']:.4f}"
                 f"  val loss {values['cross_entropy']:.4f}"

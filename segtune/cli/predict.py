@@ -14,6 +14,7 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option("--no-overlays", is_flag=True, help="Write the masks only.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
 @weights_option
 @set_option
 @json_option
@@ -22,6 +23,7 @@ def command(
     images: tuple[Path, ...],
     out: Path,
     no_overlays: bool,
+    batch_size: int,
     weights: str | None,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -49,6 +51,7 @@ def command(
             images,
             out,
             overlays=not no_overlays,
+            batch_size=batch_size,
             settings=assignments_to_settings(assignments),
             weights=weights,
             reporter=reporter,

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from segtune.data.base import Classes
+from segtune.data.base import Classes, Image
 from segtune.data.files import SUFFIXES, read_image
 from segtune.data.transforms import to_tensor
 from segtune.engine.files import write_with
@@ -70,6 +71,7 @@ def predict_files(
     *,
     settings: InferenceSettings | None = None,
     overlays: bool = True,
+    batch_size: int = 1,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Predicts a mask for each image and writes it as it is done.
@@ -80,6 +82,7 @@ def predict_files(
         out: folder for NAME.png (palette image whose index is the class) and NAME_overlay.png.
         settings: how images are fed; default: as in training.
         overlays: write the pictures for people too.
+        batch_size: neighbouring images of equal size that enter the model at once.
         reporter: hears about progress and about files that could not be read.
 
     Yields:
@@ -96,29 +99,63 @@ def predict_files(
     settings = settings or InferenceSettings.from_dict(run.description.inference)
     inference = Inference(run.tunable.model, settings)
     failures: list[str] = []
-    for number, ((path, _), name) in enumerate(zip(found, names, strict=True)):
+    done = 0
+    for batch in _equal_sizes(_readable(found, names, run, failures, reporter), batch_size):
+        images = torch.stack([to_tensor(image) for _, _, image in batch])
+        predictions = inference.classes(images).numpy().astype(np.uint8)
+        for (path, name, image), classes in zip(batch, predictions, strict=True):
+            done += 1
+            reporter.evaluating(done, len(found))
+            yield _write(path, out / name, image, classes, run.description.classes, overlays)
+    if len(failures) == len(found):
+        raise SegtuneError(f"none of the {len(found)} images could be predicted: {failures[0]}")
+
+
+def _readable(
+    found: Sequence[tuple[Path, Path]],
+    names: Sequence[Path],
+    run: LoadedRun,
+    failures: list[str],
+    reporter: Reporter,
+) -> Iterator[tuple[Path, Path, Image]]:
+    """Path, output name and pixels of each image that the model can take; the others are reported."""
+    wanted = run.tunable.model.input_spec.channels
+    for (path, _), name in zip(found, names, strict=True):
         try:
             image = read_image(path)
         except SegtuneError as error:
-            failures.append(f"{error}")
-            reporter.note(f"left out: {error}")
-            continue
-        if image.shape[-1] != run.tunable.model.input_spec.channels:
-            failures.append(f"{path} has {image.shape[-1]} channels")
-            reporter.note(f"left out: {failures[-1]}, the model takes {run.description.channels}")
-            continue
-        classes = inference.classes(to_tensor(image)[None])[0].numpy().astype(np.uint8)
-        mask_path = out / name.with_name(f"{name.name}.png")
-        save_mask(mask_path, classes, run.description.classes)
-        overlay_path = None
-        if overlays:
-            overlay_path = out / name.with_name(f"{name.name}_overlay.png")
-            picture = overlay(display(image), classes, run.description.classes)
-            write_with(overlay_path, PillowImage.fromarray(picture).save)
-        reporter.evaluating(number + 1, len(found))
-        yield Prediction(image=path, mask=mask_path, overlay=overlay_path)
-    if len(failures) == len(found):
-        raise SegtuneError(f"none of the {len(found)} images could be predicted: {failures[0]}")
+            failures.append(str(error))
+        else:
+            if image.shape[-1] == wanted:
+                yield path, name, image
+                continue
+            failures.append(f"{path} has {image.shape[-1]} channels, the model takes {wanted}")
+        reporter.note(f"left out: {failures[-1]}")
+
+
+def _equal_sizes(
+    images: Iterator[tuple[Path, Path, Image]], batch_size: int
+) -> Iterator[list[tuple[Path, Path, Image]]]:
+    held: list[tuple[Path, Path, Image]] = []
+    for image in images:
+        if held and (len(held) == batch_size or held[0][2].shape != image[2].shape):
+            yield held
+            held = []
+        held.append(image)
+    if held:
+        yield held
+
+
+def _write(
+    path: Path, stem: Path, image: Image, classes: NDArray[np.uint8], palette: Classes, overlays: bool
+) -> Prediction:
+    mask_path = stem.with_name(f"{stem.name}.png")
+    save_mask(mask_path, classes, palette)
+    overlay_path = None
+    if overlays:
+        overlay_path = stem.with_name(f"{stem.name}_overlay.png")
+        write_with(overlay_path, PillowImage.fromarray(overlay(display(image), classes, palette)).save)
+    return Prediction(image=path, mask=mask_path, overlay=overlay_path)
 
 
 def save_mask(path: Path, classes: NDArray[np.uint8], palette: Classes) -> None:
@@ -131,7 +168,7 @@ def save_mask(path: Path, classes: NDArray[np.uint8], palette: Classes) -> None:
     write_with(path, picture.save)
 
 
-def display(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+def display(image: Image) -> NDArray[np.uint8]:
     """An image [H, W, C] of any type as uint8 RGB for people: first three channels, scaled."""
     array = to_tensor(image)[:3].permute(1, 2, 0).numpy()
     if array.shape[-1] < 3:

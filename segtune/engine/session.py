@@ -70,6 +70,7 @@ def predict_run(
     out: Path,
     *,
     overlays: bool,
+    batch_size: int = 1,
     settings: Mapping[str, Any],
     weights: str | None = None,
     reporter: Reporter | None = None,
@@ -77,7 +78,15 @@ def predict_run(
     """Predicts masks with a run's best model; see `segtune.predict`."""
     loaded = load_run(run, weights=weights)
     inference = _inference(loaded, settings)
-    return predict_files(loaded, inputs, out, settings=inference, overlays=overlays, reporter=reporter)
+    return predict_files(
+        loaded,
+        inputs,
+        out,
+        settings=inference,
+        overlays=overlays,
+        batch_size=batch_size,
+        reporter=reporter,
+    )
 
 
 def _with_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> RunConfig:

@@ -30,9 +30,9 @@ DATA = {
     "data.resize": "180,240",
     "data.scale": "0.8,1.25",
 }
-UNET = {"model.depth": 4, "model.width": 24}
-DAY = {"data.exclude": "0001TP*", "train.epochs": 40, "train.validate_every": 4, "train.batch_size": 8}
-DUSK = {"data.include": "0001TP*", "train.epochs": 30, "train.validate_every": 5, "train.batch_size": 8}
+UNET = {"model.depth": 4, "model.width": 16}
+DAY = {"data.exclude": "0001TP*", "train.epochs": 25, "train.validate_every": 5, "train.batch_size": 8}
+DUSK = {"data.include": "0001TP*", "train.epochs": 15, "train.validate_every": 5, "train.batch_size": 8}
 DEEPLAB = {
     "data.include": "0001TP*",
     "data.limit": 16,
@@ -83,9 +83,9 @@ def fit(data: Path, out: Path, model: str, method: str, *settings: dict[str, Any
 def row(result: dict[str, Any]) -> dict[str, Any]:
     """What the table needs of a run."""
     kept = (
-        "model", "method", "seed", "parameters_total", "parameters_trainable", "adapter_bytes", "train_seconds",
-        "images_per_second", "wait_share", "peak_process_bytes", "estimated_step_bytes", "steps", "best_step",
-        "precision", "device", "learning_rate", "crop",
+        "model", "method", "seed", "parameters_total", "parameters_trainable", "adapter_bytes",
+        "train_seconds", "images_per_second", "wait_share", "peak_process_bytes", "estimated_step_bytes",
+        "steps", "best_step", "precision", "device", "learning_rate", "crop",
     )  # fmt: skip
     return {
         **{key: result[key] for key in kept},

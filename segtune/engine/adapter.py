@@ -57,6 +57,8 @@ class AdapterDescription:
     std: tuple[float, ...]
     inference: dict[str, Any] = field(default_factory=dict)
     """resize, window, overlap, flip_tta, precision: how images are fed to the model."""
+    self_contained: bool = False
+    """The adapter carries every tensor of the model, so that the base's weights are not needed."""
     parameters_trainable: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -88,6 +90,7 @@ def describe(
         mean=spec.mean,
         std=spec.std,
         inference=inference,
+        self_contained=tunable.applied.owned().keys() == tunable.model.state_dict().keys(),
         parameters_trainable=tunable.applied.counts()["trainable"],
         versions={"segtune": segtune.__version__, "torch": str(torch.__version__)},
     )
@@ -179,10 +182,12 @@ def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, 
         WeightsError: the base's weights are not to be had.
     """
     description = read_description(folder)
+    if weights is None:
+        weights = "none" if description.self_contained else description.weights
     tunable = build_tunable(
         model=description.model,
         model_settings=MODELS.settings(description.model).model_validate(description.model_settings),
-        weights=weights if weights is not None else description.weights,
+        weights=weights,
         num_classes=len(description.class_names),
         method_parts={
             name: METHODS.settings(name).model_validate(settings)

@@ -227,6 +227,11 @@ class Trainer:
         log.write_table(progress.validations)
         self.reporter.validated(values)
 
+    def _evaluation_batch(self) -> int:
+        """As many whole images as have no more pixels than a training batch."""
+        crop, largest = self.job.estimate.size, max(h * w for h, w in self.job.check.image_sizes)
+        return max(1, self.config.train.batch_size * crop[0] * crop[1] // largest)
+
     def evaluate(self, split: str) -> Evaluation:
         """Scores the model as it is on a split."""
         self.job.tunable.model.eval()
@@ -237,6 +242,6 @@ class Trainer:
             self.job.samples(split),
             self.config.data,
             split=split,
-            batch_size=self.config.train.batch_size,
+            batch_size=self._evaluation_batch(),
             progress=self.reporter.evaluating,
         )

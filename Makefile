@@ -33,8 +33,9 @@ format: $(READY)  ## put imports and formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write docs/methods from the method files
+docs: $(READY)  ## write docs/methods from the method files, docs/results.md from benchmarks
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python tools/generate_results.py
 
 clean:  ## remove .venv, caches and build output; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

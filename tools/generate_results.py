@@ -1,0 +1,174 @@
+"""Writes docs/results.md from the JSON files in benchmarks/; no number is typed by hand.
+
+Usage: python tools/generate_results.py [--check]
+
+What a result shows is said in benchmarks/NAME.md, which is copied below its table.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BENCHMARKS = REPOSITORY / "benchmarks"
+TARGET = REPOSITORY / "docs" / "results.md"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the page, or with --check says whether it is up to date."""
+    text = page()
+    if "--check" in arguments:
+        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
+        if not current:
+            print("docs/results.md is out of date: run `make docs`", file=sys.stderr)
+        return 0 if current else 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [
+        "# Results",
+        "",
+        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting.",
+    ]
+    for name, section in SECTIONS.items():
+        source = BENCHMARKS / f"{name}.json"
+        if source.is_file():
+            parts += ["", *section(json.loads(source.read_text(encoding="utf-8")))]
+            said = source.with_suffix(".md")
+            if said.is_file():
+                parts += ["", said.read_text(encoding="utf-8").strip()]
+    return "\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table; all columns but the first are right-aligned."""
+    marks = [":--", *("--:" for _ in header[1:])]
+    return [f"| {' | '.join(row)} |" for row in (header, marks, *rows)]
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """Mean and standard deviation of a sample."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def camvid_dusk(data: dict[str, Any]) -> list[str]:
+    """Adaptation of a U-Net from CamVid's day clips to its dusk clip."""
+    day, before = data["day"], data["before"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in data["rows"]:
+        groups.setdefault(row["name"], []).append(row)
+    seeds = max(len(rows) for rows in groups.values())
+    scores = (f"{before['test'][name]:.4f}" for name in ("miou", "pixel_accuracy"))
+    rows = [("day U-Net, untouched", *scores, "0", "0", "", "", "")]
+    for name, cells in groups.items():
+        rows.append(
+            (
+                name,
+                spread([cell["test"]["miou"] for cell in cells]),
+                spread([cell["test"]["pixel_accuracy"] for cell in cells]),
+                f"{cells[0]['parameters_trainable']:,}",
+                f"{cells[0]['adapter_bytes']:,}",
+                spread([cell["train_seconds"] for cell in cells], 0),
+                f"{statistics.mean(cell['images_per_second'] for cell in cells):.1f}",
+                f"{max(cell['peak_process_bytes'] for cell in cells) / 2**20:.0f}",
+            )
+        )
+    header = (
+        "method",
+        "mIoU",
+        "pixel accuracy",
+        "trained",
+        "adapter bytes",
+        "seconds",
+        "images/s",
+        "peak MiB",
+    )
+    lines = [
+        "## CamVid: from day to dusk",
+        "",
+        f"A U-Net ({day['parameters_total']:,} parameters) trained on the day clips for {day['steps']} steps"
+        f" (mIoU {day['test']['miou']:.4f} on the day clips' test frames), adapted to the dusk clip for"
+        f" {groups['full'][0]['steps']} steps, scored on {before['num_images']} dusk frames at their original"
+        f" size; {seeds} seeds. {day['device']}, {day['precision']}. `benchmarks/camvid_dusk.py`",
+        "",
+        *table(header, rows),
+    ]
+    if data["deeplab"]:
+        steps = data["deeplab"][0]["steps"]
+        lines += [
+            "",
+            f"DeepLabV3-ResNet-50 from random weights, {steps} steps: shows that it runs and what it costs,"
+            " nothing about quality.",
+            "",
+            *table(
+                ("method", "mIoU", "trained", "adapter bytes", "images/s", "peak MiB"),
+                [
+                    (
+                        row["name"],
+                        f"{row['test']['miou']:.4f}",
+                        f"{row['parameters_trainable']:,}",
+                        f"{row['adapter_bytes']:,}",
+                        f"{row['images_per_second']:.2f}",
+                        f"{row['peak_process_bytes'] / 2**20:.0f}",
+                    )
+                    for row in data["deeplab"]
+                ],
+            ),
+        ]
+    return lines
+
+
+def demo_unet_day(data: dict[str, Any]) -> list[str]:
+    """The network that ships with the package."""
+    test = data["test"]
+    names, scores = data["class_names"], test["per_class"]["iou"]
+    return [
+        "## The U-Net that ships with the package",
+        "",
+        f"{data['parameters_total']:,} parameters, {data['steps']} steps on generated day scenes"
+        f" ({data['train_seconds']:.0f} s); mIoU {test['scores']['miou']:.4f} on {test['num_images']} other"
+        " day scenes. `tools/make_demo_weights.py`",
+        "",
+        *table(("class", "IoU"), [(n, f"{s:.4f}") for n, s in zip(names, scores, strict=True)]),
+    ]
+
+
+def lora_forms(data: dict[str, Any]) -> list[str]:
+    """Branch against weight form."""
+    return [
+        "## LoRA on convolutions: branch against weight form",
+        "",
+        f"Time of forward and backward as a multiple of the frozen layer's, rank {data['rank']},"
+        f" {data['threads']} threads, channels-last, medians of one run. `benchmarks/lora_forms.py`",
+        "",
+        *table(
+            ("layer", "precision", "frozen ms", "branch", "weight", "faster", "chosen"),
+            [
+                (
+                    f"{row['inputs']} -> {row['outputs']}, {row['kernel']}x{row['kernel']} at {row['side']}²",
+                    row["precision"],
+                    f"{row['milliseconds_frozen']:.1f}",
+                    f"{row['branch_ratio']:.2f}",
+                    f"{row['weight_ratio']:.2f}",
+                    row["faster"],
+                    row["chosen"],
+                )
+                for row in data["rows"]
+            ],
+        ),
+    ]
+
+
+SECTIONS = {"camvid_dusk": camvid_dusk, "demo-unet-day": demo_unet_day, "lora_forms": lora_forms}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -77,6 +77,8 @@ class Site:
     channel_axis: int = 1
     """Axis of the output's channels: 1 for [B, C, H, W], -1 for channel-last tensors."""
     access: Access = Access.CALL
+    splits: tuple[tuple[str, int, int], ...] = ()
+    """Named ranges (name, first, end) of the output channels of a fused layer, e.g. q, k and v."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,148 +5,26 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segtune.data.base import SPLITS, DataIndex, Finding, Severity
+from segtune.data.check_report import CheckReport, percent
 from segtune.data.duplicates import near_duplicates
 from segtune.data.files import Progress, map_threads
 from segtune.data.findings import allowed, file_finding, number_of, relative
 from segtune.data.inspection import Inspection, inspect
 from segtune.data.open import open_data
 from segtune.data.settings import DataSettings
-from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
 
 FEW_SAMPLES = 10
 """Fewer training samples than this are worth a warning."""
 RARE = 0.005
 """Classes with a smaller share of the training pixels are called rare."""
-BAR = 24
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckReport:
-    """What the data check found."""
-
-    root: Path
-    format: str
-    num_classes: int
-    class_names: tuple[str, ...]
-    ignore_index: int
-    """The ignored value in memory; the one in the files stands in `details`."""
-    splits: Mapping[str, int]
-    """Number of samples of each split."""
-    findings: tuple[Finding, ...]
-    """Errors first."""
-    evidence: tuple[str, ...]
-    class_pixels: Mapping[str, tuple[int, ...]]
-    """Split -> pixels of each class."""
-    ignored_pixels: Mapping[str, int]
-    """Split -> pixels that count for nothing."""
-    image_sizes: Mapping[tuple[int, int], int]
-    """(height, width) -> number of images, the most frequent first."""
-    details: Mapping[str, Any]
-    usable: DataIndex
-    """The data without the samples that cannot be read or whose sizes do not fit."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether a run may start: there is no error."""
-        return not any(finding.severity is Severity.ERROR for finding in self.findings)
-
-    def require_ok(self) -> DataIndex:
-        """The usable data.
-
-        Raises:
-            DataError: there are errors that `data.allow` does not name.
-        """
-        errors = [finding for finding in self.findings if finding.severity is Severity.ERROR]
-        if errors:
-            codes = sorted({finding.code for finding in errors})
-            lines = [f"  {finding.code}: {finding.message}" for finding in errors]
-            raise DataError(
-                "\n".join([f"{self.root}: the data check found {number_of(len(errors), 'error')}:", *lines]),
-                hint=f"see `segtune data check {self.root}`; to go on all the same: "
-                f"data.allow=[{', '.join(codes)}]",
-            )
-        return self.usable
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        return {
-            "root": str(self.root),
-            "format": self.format,
-            "ok": self.ok,
-            "num_classes": self.num_classes,
-            "class_names": list(self.class_names),
-            "ignore_index": self.ignore_index,
-            "splits": dict(self.splits),
-            "findings": [
-                {**asdict(finding), "severity": finding.severity.value, "files": list(finding.files)}
-                for finding in self.findings
-            ],
-            "evidence": list(self.evidence),
-            "class_pixels": {split: list(pixels) for split, pixels in self.class_pixels.items()},
-            "ignored_pixels": dict(self.ignored_pixels),
-            "image_sizes": [
-                {"height": height, "width": width, "count": count}
-                for (height, width), count in self.image_sizes.items()
-            ],
-            "details": dict(self.details),
-        }
-
-    def histogram(self) -> str:
-        """The share of pixels of each class in each split, as text."""
-        splits = [split for split in SPLITS if split in self.class_pixels]
-        totals = {split: max(sum(self.class_pixels[split]), 1) for split in splits}
-        shares = {split: [n / totals[split] for n in self.class_pixels[split]] for split in splits}
-        width = max(len(name) for name in (*self.class_names, "(ignored)"))
-        lines = [f"{'class':<{width}}" + "".join(f"{split:>9}" for split in splits)]
-        largest = max((shares[splits[0]] if splits else [0.0]), default=0.0) or 1.0
-        for label, name in enumerate(self.class_names):
-            cells = "".join(f"{_percent(shares[split][label]):>9}" for split in splits)
-            bar = "#" * round(shares[splits[0]][label] / largest * BAR) if splits else ""
-            lines.append(f"{name:<{width}}{cells}  {bar}".rstrip())
-        ignored = {
-            split: self.ignored_pixels[split]
-            / max(self.ignored_pixels[split] + sum(self.class_pixels[split]), 1)
-            for split in splits
-        }
-        if any(ignored.values()):
-            lines.append(
-                f"{'(ignored)':<{width}}" + "".join(f"{_percent(ignored[split]):>9}" for split in splits)
-            )
-        return "\n".join(lines)
-
-    def text(self) -> str:
-        """The whole report for a reader."""
-        sizes = ", ".join(f"{h} x {w} ({n})" for (h, w), n in itertools.islice(self.image_sizes.items(), 4))
-        more = len(self.image_sizes) - 4
-        splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
-        lines = [
-            f"{self.root}",
-            *(f"  {line}" for line in self.evidence),
-            f"  {self.num_classes} classes; {splits}; height x width {sizes}"
-            + (f" and {more} more" if more > 0 else ""),
-            "",
-            *(f"  {line}" for line in self.histogram().splitlines()),
-            "",
-        ]
-        for finding in self.findings:
-            lines.append(f"  {finding.severity.value} [{finding.code}] {finding.message}")
-            if finding.hint:
-                lines.append(f"    hint: {finding.hint}")
-        counts = Counter(finding.severity for finding in self.findings)
-        lines.append(
-            f"  {number_of(counts[Severity.ERROR], 'error')}, {number_of(counts[Severity.WARNING], 'warning')}"
-        )
-        return "\n".join(lines)
 
 
 def check_data(
@@ -320,12 +198,12 @@ def _class_findings(index: DataIndex, class_pixels: Mapping[str, Sequence[int]])
     total = sum(counts)
     rare = [(n / total, names[label]) for label, n in enumerate(counts) if 0 < n < RARE * total]
     if rare:
-        shown = [f"{name} {_percent(share)}" for share, name in sorted(rare)]
+        shown = [f"{name} {percent(share)}" for share, name in sorted(rare)]
         findings.append(
             Finding(
                 severity=Severity.INFO,
                 code="class-imbalance",
-                message=f"less than {_percent(RARE)} of the training pixels: {_some(shown)}",
+                message=f"less than {percent(RARE)} of the training pixels: {_some(shown)}",
                 hint="class weights, or a loss such as dice or focal, may help",
             )
         )
@@ -430,9 +308,3 @@ def _some(words: Sequence[str]) -> str:
 
 def _size(size: tuple[int, int] | None) -> str:
     return "?" if size is None else f"{size[0]} x {size[1]}"
-
-
-def _percent(share: float) -> str:
-    if share == 0:
-        return "0%"
-    return "<0.01%" if share < 0.0001 else f"{share:.2%}" if share < 0.01 else f"{share:.1%}"

@@ -70,7 +70,8 @@ def _binary(scan: Scan, settings: DataSettings, description: Description, reason
             hint="name background and foreground, or state data.masks=index",
         )
     values = {*scan.values, *(max(unpack_colour(c)) for m in scan.masks for c in m.colours if m.is_colour)}
-    low, high = min(values), max(values)
+    # Masks that hold foreground alone say nothing of the background, which is 0 then.
+    low, high = min(values) if len(values) > 1 else 0, max(values)
     threshold = settings.threshold
     if threshold is None:
         threshold = 127 if low <= 127 < high and 192 <= high <= 255 else (low + high) // 2

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
-from segtune.data.base import SPLITS, Colour
+from segtune.data.base import Colour
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError
 from segtune.registry import nearest
@@ -53,28 +53,43 @@ class ListedSplit(Settings):
     test: Names = Field(default_factory=list)
 
 
+def _split_form(value: Any) -> str:
+    """Tells the two forms of `split` apart, so that mistakes are reported for the one meant."""
+    if isinstance(value, ListedSplit):
+        return "lists"
+    if not isinstance(value, dict):
+        return "shares"
+    return "lists" if "train" in value or any(isinstance(v, list | str) for v in value.values()) else "shares"
+
+
+def _classes_form(value: Any) -> str:
+    return "colours" if isinstance(value, dict) else "names"
+
+
+FORMS = {"shares": FractionSplit, "lists": ListedSplit, "colours": None, "names": None}
+"""Tags of the alternatives, which pydantic puts into the location of a mistake."""
+Split = Annotated[
+    Annotated[FractionSplit, Tag("shares")] | Annotated[ListedSplit, Tag("lists")],
+    Discriminator(_split_form),
+]
+ClassList = Annotated[
+    Annotated[dict[str, RGB], Tag("colours")] | Annotated[list[str], Tag("names")],
+    Discriminator(_classes_form),
+]
+
+
 class Description(Settings):
     """What a `dataset.yaml` says."""
 
-    classes: dict[str, RGB] | list[str] | None = None
+    classes: ClassList | None = None
     palette: list[RGB] | None = None
     ignored_colours: list[RGB] = Field(default_factory=list)
     ignore_index: int | None = Field(None, ge=0, le=255)
     masks: Literal["auto", "index", "palette", "rgb", "binary"] | None = None
     threshold: int | None = Field(None, ge=0, le=65534)
     values: dict[int, int] | None = None
-    split: FractionSplit | ListedSplit | None = None
+    split: Split | None = None
     group: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_forms(cls, data: Any) -> Any:
-        """Tells the two forms of `split` apart, so that mistakes are reported for the one meant."""
-        if isinstance(data, dict) and isinstance(data.get("split"), dict):
-            split = data["split"]
-            listed = "train" in split or any(isinstance(value, list | str) for value in split.values())
-            data = {**data, "split": (ListedSplit if listed else FractionSplit).model_validate(split)}
-        return data
 
     @model_validator(mode="after")
     def _agree(self) -> Description:
@@ -190,17 +205,15 @@ def read_description(root: Path) -> Description:
 
 
 def _problem(item: dict[str, Any]) -> str:
-    location = [str(part) for part in item["loc"]]
+    tags = [part for part in item["loc"][1:2] if part in FORMS]
+    shown = ".".join(str(part) for place, part in enumerate(item["loc"]) if place != 1 or not tags)
     if item["type"] == "extra_forbidden":
-        known = list(Description.model_fields)
-        if len(location) > 1:
-            known = [*SPLITS, "seed"]
-        meant = nearest(location[-1], known)
+        form = FORMS[tags[0]] if tags else None
+        known = list((form or Description).model_fields)
+        meant = nearest(str(item["loc"][-1]), known)
         fix = f"did you mean {meant!r}?" if meant else f"known are {', '.join(known)}"
-        return f"{'.'.join(location)}: there is no such key ({fix})"
+        return f"{shown}: there is no such key ({fix})"
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
-        return f"{'.'.join(location)}: {message}" if location else message
-    # pydantic names the branch of a union in the location; only the user's own keys are shown.
-    shown = ".".join(part for part in location if "[" not in part)
+        return f"{shown}: {message}" if shown else message
     return f"{shown}: {item['msg']}, found {item['input']!r:.80}"

@@ -1,7 +1,7 @@
 """Reads image and mask files into arrays, whatever their format, and says which file is at fault.
 
-Pillow reads everything; TIFF files that it refuses are read with tifffile. Images are turned
-upright by their EXIF tag. Only the first frame of a file with several is read.
+Pillow reads everything but TIFF files that it refuses or would change: those tifffile reads. Images and
+masks are turned upright by their EXIF tag. Only the first frame of a file with several is read.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from segtune.data.base import Colour, Image
@@ -30,11 +30,25 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", 
 MAX_PIXELS = 1_000_000_000
 """Files whose header claims more pixels than this are refused before anything is decoded."""
 
+TIFF_PHOTOMETRICS = (1, 2)
+"""What tifffile may read: grey where black is 0, and RGB; the rest needs a conversion."""
 LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 
-_OPENING = threading.Lock()
+_HEADER = threading.Lock()
 # tifffile reports what it finds odd through logging; without a handler that ends on stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+"""What makes an array upright, by EXIF orientation."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -105,8 +119,8 @@ def read_mask_file(path: Path) -> MaskFile:
         DataError: as `read_image`, and where the mask holds fractions or negative numbers.
     """
 
-    def use(image: Pillow.Image, _: int) -> MaskFile:
-        array = _mask_array(ImageOps.exif_transpose(_loaded(image)))
+    def use(image: Pillow.Image) -> MaskFile:
+        array = _upright(image, _mask_array)
         palette = _palette(image) if array.ndim == 2 else None
         if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
             palette = None
@@ -131,10 +145,10 @@ def read_header(path: Path) -> Header:
         DataError: the file is missing, empty, too large or no image.
     """
 
-    def header(image: Pillow.Image, orientation: int) -> Header:
+    def header(image: Pillow.Image) -> Header:
+        orientation = _orientation(image)
         width, height = image.size
-        # Pillow gives the size of TIFF files upright already.
-        if orientation >= 5 and image.format != "TIFF":
+        if orientation >= 5:
             width, height = height, width
         return Header(
             height=height,
@@ -169,12 +183,10 @@ def map_threads(
 
 
 def _read(path: Path, convert: Callable[[Pillow.Image], NDArray[Any]]) -> NDArray[Any]:
-    return _open(path, lambda image, _: convert(ImageOps.exif_transpose(_loaded(image))), _tiff_array)
+    return _open(path, lambda image: _upright(image, convert), _tiff_array)
 
 
-def _open(
-    path: Path, use: Callable[[Pillow.Image, int], Result], use_tiff: Callable[[Path], Result]
-) -> Result:
+def _open(path: Path, use: Callable[[Pillow.Image], Result], use_tiff: Callable[[Path], Result]) -> Result:
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -183,17 +195,11 @@ def _open(
         raise DataError(f"{path}: the file is empty (0 bytes)", hint="copy it again, or remove it")
     try:
         with ExitStack() as stack:
-            # Both switches are global to the process, hence the lock; decoding happens outside.
-            with _OPENING, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
-                try:
-                    image = stack.enter_context(Pillow.open(path))
-                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                finally:
-                    Pillow.MAX_IMAGE_PIXELS = limit
+            with _quiet_pillow():
+                image = stack.enter_context(Pillow.open(path))
             _check_pixels(path, *image.size)
-            return use(image, orientation if orientation in range(1, 9) else 1)
+            if not _needs_tifffile(image):
+                return use(image)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
@@ -228,9 +234,43 @@ def _check_pixels(path: Path, width: int, height: int) -> None:
         raise DataError(f"{path}: the image has no pixels", hint="remove it")
 
 
-def _loaded(image: Pillow.Image) -> Pillow.Image:
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Without Pillow's own size limit and its warnings of odd headers."""
+    # Both switches are global to the process, hence the lock; nothing is decoded inside.
+    with _HEADER, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Pillow.MAX_IMAGE_PIXELS = limit
+
+
+def _needs_tifffile(image: Pillow.Image) -> bool:
+    """Whether Pillow would cut a TIFF down to 8 bits, turn it wrongly, or find it too large."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    # Pillow garbles uncompressed files that lie on their side.
+    turned = image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1
+    deep = max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (8,))) > 8 and image.mode in {"RGB", "RGBA"}
+    large = image.width * image.height > (Pillow.MAX_IMAGE_PIXELS or MAX_PIXELS)
+    return bool(turned or deep or large)
+
+
+def _orientation(image: Pillow.Image) -> int:
+    """The EXIF orientation, 1..8, as far as it is known before or after decoding."""
+    if image.format == "PNG" and "exif" not in image.info:
+        # Pillow would decode the whole file to look for a chunk behind the pixels.
+        return 1
+    with _quiet_pillow():
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in _TURNS else 1
+
+
+def _upright(image: Pillow.Image, convert: Callable[[Pillow.Image], NDArray[Any]]) -> NDArray[Any]:
     image.load()
-    return image
+    return _TURNS[_orientation(image)](convert(image))
 
 
 def _palette(image: Pillow.Image) -> tuple[Colour, ...] | None:
@@ -311,7 +351,7 @@ def _tiff_page(path: Path, stack: ExitStack) -> tuple[Any, int]:
     _check_pixels(path, page.imagewidth, page.imagelength)
     tag = page.tags.get("Orientation")
     orientation = int(tag.value) if tag is not None else 1
-    return page, orientation if orientation in range(1, 9) else 1
+    return page, orientation if orientation in _TURNS else 1
 
 
 def _tiff_header(path: Path) -> Header:
@@ -333,6 +373,11 @@ def _tiff_header(path: Path) -> Header:
 def _tiff_array(path: Path) -> NDArray[Any]:
     with ExitStack() as stack:
         page, orientation = _tiff_page(path, stack)
+        if page.photometric not in TIFF_PHOTOMETRICS:
+            raise DataError(
+                f"{path}: a TIFF of kind {getattr(page.photometric, 'name', page.photometric)}",
+                hint="save it as plain grey or RGB",
+            )
         array = np.asarray(page.asarray(maxworkers=1))
         if page.axes == "SYX":
             array = np.moveaxis(array, 0, -1)
@@ -341,14 +386,4 @@ def _tiff_array(path: Path) -> NDArray[Any]:
                 f"{path}: a TIFF of shape {array.shape} ({page.axes})",
                 hint="save one flat image for each file",
             )
-        turns: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-            1: lambda a: a,
-            2: lambda a: a[:, ::-1],
-            3: lambda a: a[::-1, ::-1],
-            4: lambda a: a[::-1],
-            5: lambda a: a.swapaxes(0, 1),
-            6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-            7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-            8: lambda a: a.swapaxes(0, 1)[::-1],
-        }
-        return turns[orientation](array)
+        return _TURNS[orientation](array)

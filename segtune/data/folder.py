@@ -225,9 +225,9 @@ def _folder_meaning(name: str) -> tuple[str | None, str | None]:
         return "mask", SPLIT_WORDS[name.lower()[:-5]]
     whole = _PIECES.sub("", name.lower())
     pieces = [piece.lower() for piece in _PIECES.split(_CAMEL.sub("_", name))]
-    pieces = [piece for piece in pieces if piece not in ("dir", "folder")]
+    pieces = [piece for piece in pieces if piece not in ("dir", "folder")] or [whole]
     role = split = None
-    for word in [whole, *pieces]:
+    for word in (whole, pieces[0], pieces[-1]):
         if word in MASK_WORDS:
             role = "mask"
         elif word in IMAGE_WORDS and role is None:

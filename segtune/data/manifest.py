@@ -246,13 +246,15 @@ def _inside(table: Path, folder: Path, cell: str, line: int, column: str) -> Pat
         return None
     if "\0" in cell:
         raise DataError(f"{table}, line {line}: the path in the column {column} holds a zero byte")
-    path = Path(os.path.normpath(folder / cell.replace("\\", "/")))
-    if not path.is_relative_to(os.path.normpath(folder)):
+    base = Path(os.path.normpath(folder.absolute()))
+    # Dots are resolved without following links, which are the owner's own doing.
+    path = Path(os.path.normpath(base / cell.replace("\\", "/")))
+    if not path.is_relative_to(base):
         raise DataError(
             f"{table}, line {line}: {cell} in the column {column} leads out of {folder}",
             hint="paths are relative to the CSV file; put the file above the images and masks",
         )
-    return folder / path.relative_to(os.path.normpath(folder))
+    return folder / path.relative_to(base)
 
 
 def _exists(path: Path) -> bool:

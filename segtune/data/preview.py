@@ -67,8 +67,11 @@ def write_preview(index: DataIndex, path: Path, num: int = 12) -> Path:
         y += row_height + CAPTION + GAP * 2
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    sheet.save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        sheet.save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -121,8 +124,8 @@ def _triplet(index: DataIndex, sample: Sample) -> Pillow.Image:
         mask = index.reader.mask(sample)
     except DataError as error:
         return _failure(error.message.rpartition("/")[2])
-    height = max(1, round(image.shape[0] * TILE / image.shape[1]))
-    size = (TILE, min(height, 2 * TILE))
+    scale = min(TILE / image.shape[1], 1.5 * TILE / image.shape[0])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = Pillow.fromarray(image).resize(size, Pillow.Resampling.LANCZOS)
     small_mask = np.asarray(Pillow.fromarray(mask).resize(size, Pillow.Resampling.NEAREST))
     pictures = [
@@ -174,7 +177,7 @@ def _legend_labels(classes: Classes) -> list[tuple[str, Colour | None]]:
 
 
 def _legend_places(classes: Classes) -> list[tuple[int, int]]:
-    """x in pixels and row of every entry of the legend."""
+    """Place in pixels and row of every entry of the legend."""
     places = []
     x, row = MARGIN, 0
     for name, _ in _legend_labels(classes):

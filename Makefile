@@ -33,7 +33,7 @@ format: $(READY)  ## put imports and formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write docs/methods from the method files, docs/results.md from benchmarks
+docs: $(READY)  ## write the generated pages: docs/methods, docs/results.md
 	$(BIN)/python tools/generate_docs.py
 	$(BIN)/python tools/generate_results.py
 

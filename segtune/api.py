@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segtune.config.load import Layer, load_config
+from segtune.config.layers import Layer, nest
+from segtune.config.load import load_config
 
 if TYPE_CHECKING:
     from segtune.engine.evaluate import Evaluation
@@ -37,7 +38,7 @@ def load_model(
     from segtune.models.build import build_model
     from segtune.models.weights import load_weights
 
-    config = load_config([_layer(name, "head", {f"model.{key}": value for key, value in settings.items()})])
+    config = load_config(_layers(name, "head", {f"model.{key}": value for key, value in settings.items()}))
     model = build_model(name, num_classes, config.model_settings, seed=seed)
     load_weights(model, weights)
     return model.eval()
@@ -62,7 +63,7 @@ def adapt(model: SegModel, method: str, *, seed: int = 0, **settings: Any) -> Ap
     from segtune.methods.base import MethodSettings
 
     own = {f"method.{key}": value for key, value in settings.items()}
-    config = load_config([_layer("unet", method, own)])
+    config = load_config(_layers("unet", method, own))
     parts = cast(Mapping[str, MethodSettings], config.method_parts)
     applied = apply(model, model.sites(), parts, seed=seed, unused=model.unused)
     model.penalty_layers = list(applied.operations)
@@ -95,7 +96,7 @@ def fit(
     """
     from segtune.engine.fit import fit as run_fit
 
-    config = load_config([_layer(model, method, {**(settings or {}), "data.path": str(data)})])
+    config = load_config(_layers(model, method, {**(settings or {}), "data.path": str(data)}))
     return run_fit(config, Path(out), resume=resume, reporter=reporter)
 
 
@@ -191,13 +192,6 @@ def merge(run: PathLike, out: PathLike, *, weights: str | None = None) -> dict[s
     return merge_run(load_run(run, weights=weights), Path(out))
 
 
-def _layer(model: str, method: str, settings: Mapping[str, Any]) -> Layer:
-    values: dict[str, Any] = {"model": {"name": model}, "method": {"name": method}}
-    for key, value in settings.items():
-        section, _, rest = key.partition(".")
-        node = values.setdefault(section, {})
-        *path, last = rest.split(".")
-        for name in path:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return Layer("settings", values)
+def _layers(model: str, method: str, settings: Mapping[str, Any]) -> list[Layer]:
+    named = Layer("arguments", {"model": {"name": model}, "method": {"name": method}})
+    return [named, nest(settings.items(), "settings")]

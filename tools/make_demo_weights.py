@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from segtune.cli.console import ConsoleReporter
-from segtune.config.load import Layer, load_config, read_yaml
+from segtune.config.layers import Layer, read_yaml
+from segtune.config.load import load_config
 from segtune.demo.scenes import write_dataset
 from segtune.engine.files import write_json
 from segtune.engine.fit import fit

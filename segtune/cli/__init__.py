@@ -86,6 +86,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         sys.stderr.close()
         return 1
+    except OSError as error:
+        place = f" {error.filename}" if error.filename is not None else ""
+        click.echo(f"error: the system refuses{place}: {error.strerror or error}", err=True)
+        click.echo("  hint: check the path, its permissions and the free space on the disk", err=True)
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -40,6 +40,8 @@ def command(
     if data is not None and not data.exists():
         raise UsageError(f"there is no data folder or manifest {data}", hint="check --data")
 
+    settings = assignments_to_settings(assignments)
+
     from segtune.cli.console import ConsoleReporter, make_table
     from segtune.engine.session import evaluate_run
 
@@ -49,7 +51,7 @@ def command(
             run,
             data=data,
             split=split,
-            settings=assignments_to_settings(assignments),
+            settings=settings,
             weights=weights,
             batch_size=batch_size,
             reporter=reporter,

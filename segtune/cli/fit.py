@@ -8,6 +8,9 @@ import click
 
 from segtune.cli.options import config_option, flags, json_option, print_json, set_option
 
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+"""A value of model.weights that ends so is a file: a missing one is named before torch is imported."""
+
 
 @click.command("fit")
 @click.argument("data", required=False, type=click.Path(path_type=Path))
@@ -32,8 +35,10 @@ def command(
 
     DATA is a folder of images and masks, or a CSV manifest; see `segtune data check DATA`.
     """
+    from segtune.config.layers import Layer
     from segtune.config.load import difference, load_settings
-    from segtune.errors import UsageError
+    from segtune.engine.folder import RunFolder
+    from segtune.errors import UsageError, WeightsError
 
     given = flags(
         DATA=(("data", "path"), None if data is None else str(data.resolve())),
@@ -43,16 +48,15 @@ def command(
     if resume:
         if out is None:
             raise UsageError("--resume needs the run's folder", hint="--out RUN")
-        from segtune.engine.folder import RunFolder
-
         config = RunFolder(out).read_config()
-        if given or files or assignments:
-            changed = difference(config, load_settings(flags=given, files=files, assignments=assignments))
-            if changed:
-                raise UsageError(
-                    "a run is resumed with the settings it was started with; changed: " + "; ".join(changed),
-                    hint="leave the settings out, or start another run",
-                )
+        started = Layer("config.yaml", config.to_dict())
+        again = load_settings(flags=given, files=files, assignments=assignments, base=started)
+        changed = difference(config, again)
+        if changed:
+            raise UsageError(
+                "a run is resumed with the settings it was started with; changed: " + "; ".join(changed),
+                hint="leave the settings out, or start another run",
+            )
     else:
         config = load_settings(flags=given, files=files, assignments=assignments)
     if config.data_path is None:
@@ -62,12 +66,24 @@ def command(
     if out is None:
         out = _free_folder(config.data_path, config.model, config.method)
 
+    RunFolder(out).claim(resume=resume)
+    weights = Path(config.weights).expanduser()
+    if weights.suffix in WEIGHTS_ENDINGS and not weights.exists():
+        raise WeightsError(f"weights file {config.weights!r} does not exist", hint="check model.weights")
+
     from segtune.cli.console import ConsoleReporter
-    from segtune.engine.fit import fit
+    from segtune.engine.intake import take_in
 
     reporter = ConsoleReporter()
     reporter.note(f"run folder: {out}", *_changed(config.sources, config.to_dict()))
-    result = fit(config, out, resume=resume, reporter=reporter)
+    try:
+        check = take_in(config, reporter)
+    finally:
+        reporter.close()
+
+    from segtune.engine.fit import fit
+
+    result = fit(config, out, resume=resume, reporter=reporter, check=check)
     if as_json:
         print_json(result.result)
         return

@@ -48,15 +48,24 @@ def flags(**options: tuple[Sequence[str], Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def assignments_to_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """Texts such as "data.window=512,512" as {"data.window": ...}; only one level below the section."""
-    from segtune.config.load import parse_assignments
+    """Texts such as "data.window=512,512" as {"data.window": ...}, for commands on a finished run.
+
+    Raises:
+        SettingsError: a setting is wrong, or none of `data.*`; said before anything heavy is imported.
+    """
+    from segtune.config.layers import parse_assignments
+    from segtune.config.load import load_data_settings
+    from segtune.errors import SettingsError
 
     values = parse_assignments(assignments).values
-    return {
-        f"{section}.{key}": value
-        for section, below in values.items()
-        for key, value in (below.items() if isinstance(below, Mapping) else {"": below}.items())
-    }
+    others = [
+        f"{name}.*: only data.* settings can be changed for a finished run"
+        for name in values.keys() - {"data"}
+    ]
+    if others:
+        raise SettingsError(sorted(others))
+    load_data_settings(assignments=assignments)
+    return {f"data.{key}": value for key, value in values.get("data", {}).items()}
 
 
 def print_json(value: Any) -> None:

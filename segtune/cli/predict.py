@@ -40,6 +40,8 @@ def command(
         if not path.exists():
             raise UsageError(f"there is no file or folder {path}", hint="check the path")
 
+    settings = assignments_to_settings(assignments)
+
     from segtune.cli.console import ConsoleReporter
     from segtune.engine.session import predict_run
 
@@ -52,7 +54,7 @@ def command(
             out,
             overlays=not no_overlays,
             batch_size=batch_size,
-            settings=assignments_to_settings(assignments),
+            settings=settings,
             weights=weights,
             reporter=reporter,
         ):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from segtune.config.run import LossCommonSettings, OptimSettings, RunConfig, TrainSettings
+from segtune.config.layers import SECTIONS, Layer, parse_assignments, read_yaml
+from segtune.config.run import LOWER_IS_BETTER, LossCommonSettings, OptimSettings, RunConfig, TrainSettings
 from segtune.data.settings import DataSettings
-from segtune.errors import SettingsError, UnknownNameError, UsageError
+from segtune.errors import SettingsError, UnknownNameError
 from segtune.losses import LOSSES
 from segtune.methods import METHODS
 from segtune.metrics import METRICS
@@ -20,65 +19,12 @@ from segtune.models import MODELS
 from segtune.registry import Registry, nearest
 from segtune.settings import Settings
 
-SECTIONS = ("model", "method", "data", "loss", "optim", "train")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Settings from one place; later layers win."""
-
-    source: str
-    """Where they came from, as shown to the user: a file name, "--set", "--model"."""
-    values: Mapping[str, Any]
-    """Nested mapping with the sections as its keys."""
-
-
-def read_yaml(path: Path) -> Layer:
-    """Reads a layer of settings from a YAML file.
-
-    Raises:
-        UsageError: the file is missing or is not a mapping of sections.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the settings file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {error}", hint="check the indentation") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UsageError(
-            f"{path} holds {type(values).__name__}, not settings",
-            hint=f"write sections: {', '.join(SECTIONS)}",
-        )
-    return Layer(path.name, values)
-
-
-def parse_assignments(assignments: Iterable[str], source: str = "--set") -> Layer:
-    """Turns "key.sub=value" texts into a layer; values are read as YAML.
-
-    Raises:
-        UsageError: a text has no "=".
-    """
-    values: dict[str, Any] = {}
-    for text in assignments:
-        key, equals, raw = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"{source} {text!r} is not an assignment", hint=f"{source} method.rank=8")
-        try:
-            value = yaml.safe_load(raw) if raw else None
-        except yaml.YAMLError:
-            value = raw  # globs such as *_day are no YAML
-        node = values
-        *path, last = key.strip().split(".")
-        for name in path:
-            below = node.setdefault(name, {})
-            if not isinstance(below, dict):
-                raise UsageError(f"{source} {text!r}: {name} has a value of its own already")
-            node = below
-        node[last] = value
-    return Layer(source, values)
+NAMED = ("model", "method", "loss")
+"""Sections that may be written as a name alone: `model: unet`."""
+LONGEST_SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
+MONITORS = (*METRICS, *LOWER_IS_BETTER)
+"""Scores that can decide which checkpoint is the best."""
 
 
 def load_config(layers: Sequence[Layer]) -> RunConfig:
@@ -97,7 +43,11 @@ def load_config(layers: Sequence[Layer]) -> RunConfig:
 
 
 def load_settings(
-    *, flags: Mapping[str, Mapping[str, Any]], files: Sequence[Path] = (), assignments: Sequence[str] = ()
+    *,
+    flags: Mapping[str, Mapping[str, Any]],
+    files: Sequence[Path] = (),
+    assignments: Sequence[str] = (),
+    base: Layer | None = None,
 ) -> RunConfig:
     """Settings from YAML files, named options and assignments, from the weakest to the strongest.
 
@@ -105,11 +55,13 @@ def load_settings(
         flags: option as typed -> nested values, e.g. {"--model": {"model": {"name": "unet"}}}.
         files: YAML files.
         assignments: "key.sub=value" texts.
+        base: what everything else comes on top of.
 
     Raises:
         SettingsError: with every mistake that was found.
     """
-    layers = [read_yaml(path) for path in files]
+    layers = [base] if base is not None else []
+    layers += [read_yaml(path) for path in files]
     layers += [Layer(source, values) for source, values in flags.items()]
     return load_config([*layers, parse_assignments(assignments)])
 
@@ -146,7 +98,23 @@ class _Loader:
         self.sources: dict[str, str] = {}
         self.values: dict[str, Any] = {}
         for layer in layers:
-            self._merge(self.values, layer.values, layer.source, ())
+            self._merge(self.values, self._sections(layer), layer.source, ())
+
+    def _sections(self, layer: Layer) -> dict[str, Any]:
+        """A layer's sections as mappings: a name alone is one, an empty section changes nothing."""
+        sections: dict[str, Any] = {}
+        for key, value in layer.values.items():
+            if key in NAMED and isinstance(value, str):
+                sections[key] = {"name": value}
+            elif key not in SECTIONS or isinstance(value, Mapping):
+                sections[str(key)] = value
+            elif value is not None:
+                self.problems.append(
+                    f"{key} = {_shown(value)} (from {layer.source}): expected settings such as {key}.name=..."
+                    if key in NAMED
+                    else f"{key} = {_shown(value)} (from {layer.source}): expected settings, not a value"
+                )
+        return sections
 
     def _merge(
         self, into: dict[str, Any], new: Mapping[str, Any], source: str, path: tuple[str, ...]
@@ -167,12 +135,12 @@ class _Loader:
                 meant = nearest(key, list(SECTIONS))
                 hint = f"did you mean {meant}?" if meant else f"sections are {', '.join(SECTIONS)}"
                 self.problems.append(f"{key}: no such section (from {self._source(key)}); {hint}")
-        sections = {name: self._section(name) for name in SECTIONS}
+        sections = {name: dict(self.values.get(name, {})) for name in SECTIONS}
         model = self._name("model", sections["model"], MODELS)
-        weights = str(sections["model"].pop("weights", "default"))
+        weights = self._text("model.weights", sections["model"].pop("weights", "default"))
         loss = self._name("loss", sections["loss"], LOSSES, "cross_entropy")
         path = sections["data"].pop("path", None)
-        parts_name = str(sections["method"].pop("name", ""))
+        parts_name = self._text("method.name", sections["method"].pop("name", ""))
         shared = LossCommonSettings.model_fields.keys() & sections["loss"].keys()
         loss_common = {key: sections["loss"].pop(key) for key in shared}
         config = RunConfig(
@@ -184,33 +152,46 @@ class _Loader:
             loss=loss,
             loss_common=self._validate("loss", loss_common, LossCommonSettings, "losses"),
             loss_settings=self._validate("loss", sections["loss"], self._schema(LOSSES, loss), loss),
-            data_path=Path(path) if path is not None else None,
+            data_path=None if path is None else self._path("data.path", path),
             data=self._validate("data", sections["data"], DataSettings, "the data"),
             optim=self._validate("optim", sections["optim"], OptimSettings, "the optimiser"),
             train=self._validate("train", sections["train"], TrainSettings, "the training loop"),
             sources=self.sources,
         )
-        if config.train.monitor not in METRICS:
-            meant = nearest(config.train.monitor, list(METRICS))
+        # the section's own value: one of its other settings may be wrong
+        monitor = self.values.get("train", {}).get("monitor", config.train.monitor)
+        if isinstance(monitor, str) and monitor not in MONITORS:
+            meant = nearest(monitor, list(MONITORS))
             self.problems.append(
-                f"train.monitor = {config.train.monitor!r}: no such metric"
-                + (f"; did you mean {meant!r}?" if meant else f"; metrics are {', '.join(METRICS)}")
+                f"train.monitor = {_shown(monitor)}: no such metric"
+                + (f"; did you mean {meant!r}?" if meant else f"; metrics are {', '.join(MONITORS)}")
             )
         if self.problems:
             raise SettingsError(self.problems)
         return config
 
-    def _source(self, key: str) -> str:
-        return next((s for k, s in self.sources.items() if k == key or k.startswith(f"{key}.")), "default")
+    def _source(self, *keys: str) -> str:
+        return next(
+            (s for k, s in self.sources.items() for key in keys if k == key or k.startswith(f"{key}.")),
+            "default",
+        )
 
-    def _section(self, name: str) -> dict[str, Any]:
-        values = self.values.get(name, {})
-        if isinstance(values, dict):
-            return dict(values)
-        if name in {"model", "method", "loss"} and isinstance(values, str):
-            return {"name": values}
-        self.problems.append(f"{name} = {values!r}: expected settings such as {name}.name=...")
-        return {}
+    def _text(self, key: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        self.problems.append(
+            f"{key} = {_shown(value)} (from {self._source(key)}): expected a text; a number is put in quotes"
+        )
+        return ""
+
+    def _path(self, key: str, value: Any) -> Path:
+        """A path as the run's folder keeps it: it must hold from wherever the run is used again."""
+        text = self._text(key, value)
+        try:
+            return Path(text).expanduser().resolve()
+        except (ValueError, RuntimeError, OSError) as error:  # a zero byte, an unknown ~user, a loop of links
+            self.problems.append(f"{key} = {_shown(value)} (from {self._source(key)}): no path: {error}")
+            return Path()
 
     def _name(
         self, section: str, values: dict[str, Any], registry: Registry, default: str | None = None
@@ -222,7 +203,7 @@ class _Loader:
         try:
             registry.check(str(name))
         except UnknownNameError as error:
-            self.problems.append(f"{section}.name = {name!r}: {error.message}; {error.hint}")
+            self.problems.append(f"{section}.name = {_shown(name)}: {error.message}; {error.hint}")
             return ""
         return str(name)
 
@@ -232,7 +213,8 @@ class _Loader:
     def _method_parts(self, name: str, values: dict[str, Any]) -> dict[str, Settings]:
         names = [part.strip() for part in name.split("+")] if name else []
         if not names:
-            self.problems.append(f"method.name is missing; available: {', '.join(METHODS)}")
+            if not any(problem.startswith("method.name = ") for problem in self.problems):
+                self.problems.append(f"method.name is missing; available: {', '.join(METHODS)}")
             return {}
         schemas: dict[str, type[Settings]] = {}
         for part in names:
@@ -242,7 +224,7 @@ class _Loader:
                 schemas[part] = METHODS.settings(known)
         if len(schemas) < len(names):
             return {}
-        nested = {part: dict(values.pop(part, None) or {}) for part in names if part in values}
+        nested = self._nested(names, values)
         for key in list(values):
             owners = [part for part in names if key in schemas[part].model_fields]
             for part in owners:
@@ -254,22 +236,26 @@ class _Loader:
             self._unknown("method", key, value, name, fields)
         return {part: self._validate("method", nested.get(part, {}), schemas[part], part) for part in names}
 
-    def _split(
-        self,
-        section: str,
-        values: dict[str, Any],
-        common: type[LossCommonSettings],
-        own: type[Settings] | None,
-    ) -> tuple[LossCommonSettings, Settings]:
-        shared = {key: values.pop(key) for key in list(values) if key in common.model_fields}
-        return self._validate(section, shared, common, section), self._validate(section, values, own, section)
+    def _nested(self, names: Sequence[str], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Settings of single methods, such as method.lora.rank, taken out of the section."""
+        nested: dict[str, dict[str, Any]] = {}
+        for part in names:
+            own = values.pop(part, None)
+            if isinstance(own, Mapping):
+                nested[part] = {str(key): value for key, value in own.items()}
+            elif own is not None:
+                self.problems.append(
+                    f"method.{part} = {_shown(own)} (from {self._source(f'method.{part}')}):"
+                    f" expected settings such as method.{part}.train_head=true"
+                )
+        return nested
 
     def _unknown(self, section: str, key: str, value: Any, owner: str, known: Iterable[str]) -> None:
         known = sorted(known)
         meant = nearest(key, known)
         hint = f"did you mean {section}.{meant}?" if meant else f"it has {', '.join(known) or 'no settings'}"
         self.problems.append(
-            f"{section}.{key} = {value!r} (from {self._source(f'{section}.{key}')}):"
+            f"{section}.{key} = {_shown(value)} (from {self._source(f'{section}.{key}')}):"
             f" no such setting of {owner}; {hint}"
         )
 
@@ -298,8 +284,14 @@ class _Loader:
             self.problems.append(f"{section}: {message}")
             return
         description = schema.model_fields[key].description
-        line = f"{section}.{key} = {values.get(key)!r} (from {self._source(f'{section}.{key}')}): {message}"
+        source = self._source(f"{section}.{key}", f"{section}.{owner}.{key}")
+        line = f"{section}.{key} = {_shown(values.get(key))} (from {source}): {message}"
         line += f" [{description}]" if description else ""
         # a union reports one line for each of its members; the user needs the key once
         if not any(problem.startswith(f"{section}.{key} = ") for problem in self.problems):
             self.problems.append(line)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

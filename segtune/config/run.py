@@ -12,6 +12,8 @@ from segtune.data.settings import DataSettings
 from segtune.settings import Settings
 
 DEFAULT_EPOCHS = 20
+LOWER_IS_BETTER = frozenset({"cross_entropy"})
+"""What may be monitored beside the metrics: the loss per pixel on whole images."""
 
 
 class OptimSettings(Settings):
@@ -51,7 +53,7 @@ class TrainSettings(Settings):
     threads: int | None = Field(None, ge=1, description="processor threads; default: all cores")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     early_stop: int | None = Field(None, ge=1, description="validations without a better score to stop after")
-    monitor: str = Field("miou", description="metric that decides which checkpoint is the best")
+    monitor: str = Field("miou", description="metric, or cross_entropy, that the best checkpoint has")
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; default: every epoch and at least every 500 steps"
     )

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 import segtune
@@ -22,11 +21,13 @@ from segtune.data.base import Classes
 from segtune.engine.build import Tunable, build_tunable, place
 from segtune.engine.files import write_json
 from segtune.engine.folder import DESCRIPTION
-from segtune.engine.tensors import write_tensors
-from segtune.errors import AdapterError
+from segtune.engine.infer import InferenceSettings
+from segtune.engine.tensors import read_tensors, write_tensors
+from segtune.errors import AdapterError, UnknownNameError
 from segtune.methods import METHODS
 from segtune.models import MODELS
 from segtune.models.weights import fingerprint
+from segtune.settings import Settings
 
 FORMAT_VERSION = 1
 TENSORS = "adapter.safetensors"
@@ -35,6 +36,8 @@ TENSORS = "adapter.safetensors"
 @dataclass(frozen=True, kw_only=True)
 class AdapterDescription:
     """Everything that is needed to rebuild a tuned model from its base, as plain values."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     format_version: int = FORMAT_VERSION
     model: str
@@ -47,9 +50,9 @@ class AdapterDescription:
     """Of the random start; with weights "none" it determines the base."""
     base_fingerprint: str
     """Hash of the base tensors that the adapter does not carry."""
-    method: dict[str, dict[str, Any]]
+    method: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """Settings of each method by name, in order."""
-    class_names: tuple[str, ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
     palette: tuple[tuple[int, int, int], ...]
     ignore_index: int
     channels: int
@@ -145,13 +148,13 @@ def read_description(folder: Path) -> AdapterDescription:
     path = folder / DESCRIPTION
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        version = values.pop("format_version")
+        version = values["format_version"]
     except FileNotFoundError:
         raise AdapterError(
             f"{folder} holds no adapter ({DESCRIPTION} is missing)",
             hint="name a run folder, or its adapter folder",
         ) from None
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: {error}", hint="train again or use a copy") from None
     if version != FORMAT_VERSION:
         raise AdapterError(
@@ -159,12 +162,29 @@ def read_description(folder: Path) -> AdapterDescription:
             hint="install the segtune version that wrote it (see its `versions`)",
         )
     try:
-        values["class_names"] = tuple(values["class_names"])
-        values["palette"] = tuple(tuple(colour) for colour in values["palette"])
-        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
-        return AdapterDescription(**values)
-    except (TypeError, KeyError) as error:
-        raise AdapterError(f"{path} is not a description of an adapter: {error}") from None
+        description = TypeAdapter(AdapterDescription).validate_json(json.dumps(values))
+        InferenceSettings.from_dict(description.inference)
+        _settings_of(description)
+    except (ValidationError, UnknownNameError, TypeError) as error:
+        reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise AdapterError(
+            f"{path} does not describe an adapter of this segtune: {reason}",
+            hint=f"use a copy, or the segtune version that wrote it ({values.get('versions')})",
+        ) from None
+    return description
+
+
+def _first_problem(errors: ValidationError) -> str:
+    error = errors.errors(include_url=False)[0]
+    where = ".".join(map(str, error["loc"]))
+    return f"{where}: {error['msg']}" + (f" and {n} more" if (n := errors.error_count() - 1) else "")
+
+
+def _settings_of(description: AdapterDescription) -> tuple[Settings, dict[str, Settings]]:
+    """Settings of the model, and of each method by name."""
+    model = MODELS.settings(description.model).model_validate(description.model_settings)
+    parts = {name: METHODS.settings(name).model_validate(own) for name, own in description.method.items()}
+    return model, parts
 
 
 def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, AdapterDescription]:
@@ -184,15 +204,13 @@ def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, 
     description = read_description(folder)
     if weights is None:
         weights = "none" if description.self_contained else description.weights
+    model_settings, parts = _settings_of(description)
     tunable = build_tunable(
         model=description.model,
-        model_settings=MODELS.settings(description.model).model_validate(description.model_settings),
+        model_settings=model_settings,
         weights=weights,
         num_classes=len(description.class_names),
-        method_parts={
-            name: METHODS.settings(name).model_validate(settings)
-            for name, settings in description.method.items()
-        },
+        method_parts=parts,
         seed=description.seed,
     )
     found = fingerprint(tunable.model, exclude=set(tunable.applied.owned()))
@@ -202,10 +220,6 @@ def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, 
             f" {description.base_fingerprint[:16]}, that of {tunable.weights.source!r} is {found[:16]}",
             hint="give the weights that it was trained on with --weights FILE",
         )
-    try:
-        state = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{folder / TENSORS} cannot be read: {error}") from None
-    tunable.applied.load_state_dict(state)
+    tunable.applied.load_state_dict(read_tensors(folder / TENSORS))
     tunable.model.eval()
     return tunable, description

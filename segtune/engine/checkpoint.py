@@ -7,6 +7,7 @@ needs no generator states: what is trained, the optimiser, and a few numbers.
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor], dict[str, 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return Progress(**state["progress"]), state["tensors"], state["optimizer"], state["scaler"]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.PickleError) as error:
         raise SegtuneError(
             f"the checkpoint {path} cannot be read: {error}", hint="start the run anew in another folder"
         ) from None

@@ -6,6 +6,7 @@ keeps for the backward pass is counted, under the run's own precision.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,22 @@ def _apply(model: SegModel, parts: Mapping[str, Settings]) -> Applied:
     return apply(model, model.sites(), methods, removable=False, unused=model.unused)
 
 
+def file_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Size of the safetensors file that holds tensors, known without their data.
+
+    Args:
+        tensors: by name, on any device. What the file says about itself beside them is left out.
+    """
+    header = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + (length + 7) // 8 * 8 + offset
+
+
 def trainable_table(applied: Applied, depth: int = 2) -> list[tuple[str, int, int]]:
     """Parameters by module: name, all, trained; modules are cut off below `depth` levels."""
     trained = {id(parameter) for parameter in applied.parameters().values()}
@@ -153,10 +170,10 @@ def inspect(
         "model": model,
         "method": applied.method,
         "num_classes": num_classes,
-        "parameters_total": counts["total"] - counts["adapter"],
+        "parameters_total": counts["total"],
         "parameters_trainable": counts["trainable"],
         "parameters_by_role": {k: v for k, v in counts.items() if k not in {"total", "trainable"}},
-        "adapter_bytes": applied.num_bytes(),
+        "adapter_bytes": file_bytes(applied.state_dict()),
         "mergeable": not refusals,
         "not_mergeable_because": refusals,
         "table": trainable_table(applied),

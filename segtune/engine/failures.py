@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from segtune.config.run import RunConfig
-from segtune.engine.cost import MemoryEstimate
 from segtune.engine.folder import RunFolder
 from segtune.errors import TrainingError
 
@@ -36,7 +35,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def out_of_memory(
-    config: RunConfig, device: torch.device, crop: tuple[int, int] | None, estimate: MemoryEstimate
+    config: RunConfig, device: torch.device, crop: tuple[int, int] | None, estimated_bytes: int
 ) -> TrainingError:
     """Memory ran out; the hint keeps the effective batch size where it can."""
     size = config.train.batch_size
@@ -47,6 +46,6 @@ def out_of_memory(
     )
     return TrainingError(
         f"out of memory on {device} with batches of {size} and crops of {crop} pixels"
-        f" (estimated need: {estimate.total / 2**30:.1f} GiB)",
+        f" (estimated need: {estimated_bytes / 2**30:.1f} GiB)",
         hint=hint,
     )

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+import segtune
 from segtune.config.run import RunConfig
-from segtune.data.base import DataIndex, Severity
-from segtune.data.check import check_data
 from segtune.data.check_report import CheckReport
-from segtune.data.open import open_data
 from segtune.data.transforms import to_tensor
-from segtune.engine.adapter import describe, save_adapter, verify_adapter
+from segtune.engine.adapter import TENSORS, describe, save_adapter, verify_adapter
 from segtune.engine.build import learning_rate
 from segtune.engine.cost import memory_advice, trainable_table
 from segtune.engine.files import write_json
 from segtune.engine.folder import RunFolder
+from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import git_commit, versions
+from segtune.engine.tensors import read_tensors
 from segtune.engine.train import Trainer
-from segtune.errors import DataError, UsageError
+from segtune.errors import SegtuneError
 
 PROBE_SIDE = 512
 """Largest side in pixels of the image that a saved adapter is verified on."""
@@ -46,7 +46,14 @@ class FitResult:
         return scores
 
 
-def fit(config: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None) -> FitResult:
+def fit(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    check: CheckReport | None = None,
+) -> FitResult:
     """Tunes a model on a data set and leaves a run folder.
 
     Args:
@@ -54,6 +61,7 @@ def fit(config: RunConfig, out: Path, *, resume: bool = False, reporter: Reporte
         out: the run's folder; must be new or empty, unless resuming.
         resume: go on from the folder's last checkpoint; equal to a run that was never interrupted.
         reporter: hears what happens.
+        check: what `take_in` found, where it was done already.
 
     Returns:
         Scores and costs.
@@ -65,50 +73,26 @@ def fit(config: RunConfig, out: Path, *, resume: bool = False, reporter: Reporte
     """
     reporter = reporter or Reporter()
     folder = RunFolder(out)
-    _claim(folder, resume)
+    folder.claim(resume=resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     try:
-        check, index = _check(config, reporter)
-        job = prepare(config, folder, index, check)
+        check = check or take_in(config, reporter)
+        job = prepare(config, folder, check)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(config)
         write_json(folder.data, check.to_dict())
         _announce(job, reporter)
         trainer = Trainer(job, reporter)
-        trainer.run()
+        try:
+            trainer.run()
+        except (SegtuneError, OSError):
+            if not resume and trainer.progress.step == 0:  # not one step was done: nothing is worth keeping
+                shutil.rmtree(folder.path)
+            raise
         return _finish(job, trainer, reporter)
     finally:
         reporter.close()
-
-
-def _claim(folder: RunFolder, resume: bool) -> None:
-    if resume:
-        if not folder.config.is_file():
-            raise UsageError(
-                f"there is nothing to resume in {folder.path}", hint="leave --resume out to start a run"
-            )
-    elif folder.path.exists() and any(folder.path.iterdir()):
-        raise UsageError(
-            f"the run folder {folder.path} is not empty",
-            hint="go on with --resume, or give another folder with --out",
-        )
-
-
-def _check(config: RunConfig, reporter: Reporter) -> tuple[CheckReport, DataIndex]:
-    assert config.data_path is not None
-    index = open_data(config.data_path, config.data)
-    reporter.note(*index.evidence)
-    check = check_data(index, config.data, reporter.evaluating)
-    reporter.note(
-        *(f"{f.severity}: {f.message} [{f.code}]" for f in check.findings if f.severity is Severity.WARNING)
-    )
-    usable = check.require_ok()
-    if not usable.split("train"):
-        raise DataError(
-            f"{config.data_path} has no training images", hint="see `segtune data check` for the splits"
-        )
-    return check, usable
 
 
 def _announce(job: Job, reporter: Reporter) -> None:
@@ -130,7 +114,7 @@ def _announce(job: Job, reporter: Reporter) -> None:
 
 def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     config, folder, applied, progress = job.config, job.folder, job.tunable.applied, trainer.progress
-    applied.load_state_dict(load_file(folder.best))
+    applied.load_state_dict(read_tensors(folder.best))
     description = describe(job.tunable, config, job.index.classes, job.inference.to_dict())
     save_adapter(job.tunable, description, folder.adapter)
     verify_adapter(job.tunable, folder.adapter, _probe(job))
@@ -139,7 +123,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         split: trainer.evaluate(split).to_dict() if job.samples(split) else None for split in ("val", "test")
     }
     counts = applied.counts()
-    adapter_bytes = sum(file.stat().st_size for file in folder.adapter.iterdir())
+    adapter_bytes = (folder.adapter / TENSORS).stat().st_size
     result = {
         "model": config.model,
         "method": config.method,
@@ -166,7 +150,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         "learning_rate": learning_rate(config),
         "seed": config.train.seed,
         "versions": versions(),
-        "commit": git_commit(Path(__file__)),
+        "commit": git_commit(Path(segtune.__file__).parent.parent),
     }
     write_json(folder.result, result)
     return FitResult(folder=folder.path, result=result)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from segtune.config.load import load_config, read_yaml
+from segtune.config.layers import read_yaml
+from segtune.config.load import load_config
 from segtune.config.run import RunConfig
 from segtune.engine.files import write_text
 from segtune.errors import UsageError
@@ -74,6 +75,25 @@ class RunFolder:
     def data(self) -> Path:
         """How the data was read and what was found in it."""
         return self.path / "data.json"
+
+    def claim(self, *, resume: bool) -> None:
+        """Makes sure that a run may write here.
+
+        Raises:
+            UsageError: the folder is in use, or there is nothing to resume.
+        """
+        if resume:
+            if not self.config.is_file():
+                raise UsageError(
+                    f"there is nothing to resume in {self.path}", hint="leave --resume out to start a run"
+                )
+        elif self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"the run folder {self.path} is a file", hint="give a folder with --out")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UsageError(
+                f"the run folder {self.path} is not empty",
+                hint="go on with --resume, or give another folder with --out",
+            )
 
     def write_config(self, config: RunConfig) -> None:
         """Writes the resolved settings."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 from segtune.data.settings import DataSettings
+from segtune.engine.failures import is_out_of_memory
+from segtune.errors import TrainingError
 from segtune.models.base import SegModel
 
 LARGE_IMAGE = 4_000_000
@@ -34,11 +37,13 @@ class InferenceSettings:
         precision: "32", "bf16" or "16".
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     resize: tuple[int, int] | None = None
-    window: tuple[int, int] | str | None = "auto"
+    window: tuple[int, int] | Literal["auto"] | None = "auto"
     overlap: float = 0.25
     flip_tta: bool = False
-    precision: str = "32"
+    precision: Annotated[str, Field(pattern="^(32|bf16|16)$")] = "32"
 
     @classmethod
     def from_data(cls, data: DataSettings, precision: str) -> InferenceSettings:
@@ -53,9 +58,12 @@ class InferenceSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InferenceSettings:
-        """From plain values, as an adapter's description holds them."""
-        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**pairs)
+        """From plain values, as an adapter's description holds them.
+
+        Raises:
+            ValidationError: a value is missing, unknown or of another type.
+        """
+        return TypeAdapter(cls).validate_python(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,7 +85,23 @@ class Inference:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [0, 1] to float32 probabilities [B, K, H, W] at the same size."""
+        """Images [B, C, H, W] in [0, 1] to float32 probabilities [B, K, H, W] at the same size.
+
+        Raises:
+            TrainingError: memory ran out.
+        """
+        try:
+            return self._probabilities(images)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                height, width = images.shape[-2:]
+                raise TrainingError(
+                    f"out of memory on {self.device} with {len(images)} images of {height}x{width} pixels",
+                    hint="--set data.window=512,512 takes them in parts; or a smaller --batch-size",
+                ) from error
+            raise
+
+    def _probabilities(self, images: Tensor) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
         images = images.to(self.device, memory_format=torch.channels_last)
         if self.settings.resize is not None and size != self.settings.resize:
@@ -106,7 +130,6 @@ class Inference:
             window = AUTO_WINDOW if height * width > LARGE_IMAGE else None
         if window is None:
             return self._forward(images)
-        assert isinstance(window, tuple)
         rows, columns = min(window[0], height), min(window[1], width)
         if (rows, columns) == (height, width):
             return self._forward(images)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from segtune.config.run import DEFAULT_EPOCHS, RunConfig
-from segtune.data.base import DataIndex, Sample
+from segtune.config.run import DEFAULT_EPOCHS, LOWER_IS_BETTER, RunConfig
+from segtune.data.base import Classes, DataIndex, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.loading import steps_per_epoch
-from segtune.data.transforms import resolve_crop
+from segtune.data.transforms import TrainTransform, resolve_crop
 from segtune.engine.build import (
     Tunable,
     build_from_config,
@@ -24,6 +25,8 @@ from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings
 from segtune.errors import UsageError
+from segtune.metrics.scores import compute_scores
+from segtune.metrics.tally import Tally
 
 
 @dataclass(eq=False, kw_only=True)
@@ -42,28 +45,31 @@ class Job:
     """Height, width in pixels of training samples; None: whole images."""
     estimate: MemoryEstimate
     inference: InferenceSettings
-    steps_per_epoch: int
+    batches_per_epoch: int
     num_steps: int
+    """Optimiser steps of the whole run; each takes `train.accumulate` batches."""
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split that can be scored."""
         return [sample for sample in self.index.split(split) if sample.mask is not None]
 
 
-def prepare(config: RunConfig, folder: RunFolder, index: DataIndex, check: CheckReport) -> Job:
+def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     """Builds model, method and loss, and works out sizes and steps; writes nothing.
 
     Args:
         config: the complete settings.
         folder: of the run.
-        index: the usable data.
         check: what the data check found.
 
     Raises:
-        UsageError: the model does not take the images' channels.
+        UsageError: the model does not take the images' channels, or images of different sizes would
+            have to make a batch.
+        SettingsError: an augmentation does not fit the images.
         WeightsError: the weights are not to be had.
         NoSiteError: the method does not fit the model.
     """
+    index = check.usable
     device = choose_device(config.train.accelerator)
     precision = choose_precision(config.train.precision, device)
     tunable = build_from_config(config, index.classes)
@@ -73,11 +79,25 @@ def prepare(config: RunConfig, folder: RunFolder, index: DataIndex, check: Check
             f"the images have {index.channels} channels and {config.model} takes {spec.channels}",
             hint=f"--set model.channels={index.channels} (unet, smp:...), or other images",
         )
+    _check_monitor(config.train.monitor, index.classes)
     place(tunable.model, device)
     crop = config.data.crop
     if crop == "auto":
         resize = config.data.resize
         crop = resolve_crop(check.image_sizes if resize is None else [resize], spec.multiple)
+    if (
+        crop is None
+        and config.data.resize is None
+        and config.train.batch_size > 1
+        and len(check.image_sizes) > 1
+    ):
+        raise UsageError(
+            f"data.crop=null with train.batch_size={config.train.batch_size}: images of"
+            f" {len(check.image_sizes)} different sizes cannot make a batch",
+            hint="set data.crop or data.resize, or train.batch_size=1",
+        )
+    # refuses what does not fit the images before anything is written
+    TrainTransform(config.data, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index)
     estimate = estimate_memory(
         model=config.model,
         model_settings=config.model_settings,
@@ -89,7 +109,7 @@ def prepare(config: RunConfig, folder: RunFolder, index: DataIndex, check: Check
         optimizer=config.optim.name,
     )
     batches = steps_per_epoch(len(index.split("train")), config.train.batch_size)
-    steps = max(1, batches // config.train.accumulate)
+    epochs = config.train.epochs or DEFAULT_EPOCHS
     return Job(
         config=config,
         folder=folder,
@@ -102,6 +122,19 @@ def prepare(config: RunConfig, folder: RunFolder, index: DataIndex, check: Check
         crop=crop,
         estimate=estimate,
         inference=InferenceSettings.from_data(config.data, precision),
-        steps_per_epoch=steps,
-        num_steps=config.train.steps or (config.train.epochs or DEFAULT_EPOCHS) * steps,
+        batches_per_epoch=batches,
+        num_steps=config.train.steps or math.ceil(epochs * batches / config.train.accumulate),
     )
+
+
+def _check_monitor(name: str, classes: Classes) -> None:
+    """Raises UsageError where a metric is not defined for so many classes."""
+    if name in LOWER_IS_BETTER:
+        return
+    perfect = Tally(classes.num_classes, classes.ignore_index)
+    perfect.update([list(range(classes.num_classes))], [list(range(classes.num_classes))], "perfect")
+    if name not in compute_scores(perfect):
+        raise UsageError(
+            f"train.monitor={name} is not defined for {classes.num_classes} classes",
+            hint="use miou, or another metric of `segtune list metrics`",
+        )

@@ -27,7 +27,7 @@ class MetricLog:
     def __init__(self, folder: RunFolder, start_bytes: int, start_step: int) -> None:
         self._folder = folder
         self._file = folder.metrics.open("ab")
-        self._file.truncate(start_bytes)
+        self._file.truncate(min(start_bytes, self._file.tell()))
         self._events = SummaryWriter(str(folder.events), purge_step=start_step or None)
 
     @property
@@ -54,7 +54,9 @@ class MetricLog:
         """Writes the validations as CSV."""
         if validations:
             text = io.StringIO()
-            writer = csv.DictWriter(text, fieldnames=list(validations[0]), lineterminator="\n")
+            # a run that went on with a GPU has more columns than it began with
+            names = list(dict.fromkeys(name for values in validations for name in values))
+            writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(validations)
             write_text(self._folder.table, text.getvalue())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from segtune.engine.build import place
+from segtune.engine.files import write_with
 from segtune.engine.run import LoadedRun, versions
 from segtune.engine.tensors import write_tensors
 from segtune.errors import MergeError, UsageError
@@ -65,20 +66,21 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
         "class_names": json.dumps(description.class_names),
         "method": json.dumps(description.method),
     }
-    write_tensors(out, applied.model.state_dict(), metadata)
-    fresh = build_model(
-        description.model,
-        len(description.class_names),
-        MODELS.settings(description.model).model_validate(description.model_settings),
-    )
-    load_weights(fresh, str(out))
-    fresh = place(fresh.eval(), next(unmerged.parameters()).device)
-    differences["reloaded"] = _differences(fresh, probes, expected)
-    try:
+    merged = applied.model
+
+    def write(path: Path) -> None:
+        write_tensors(path, merged.state_dict(), metadata)
+        fresh = build_model(
+            description.model,
+            len(description.class_names),
+            MODELS.settings(description.model).model_validate(description.model_settings),
+        )
+        load_weights(fresh, str(path))
+        fresh = place(fresh.eval(), next(unmerged.parameters()).device)
+        differences["reloaded"] = _differences(fresh, probes, expected)
         _prove(differences, "the written file")
-    except MergeError:
-        out.unlink()
-        raise
+
+    write_with(out, write)
     return {
         "file": str(out),
         "bytes": out.stat().st_size,

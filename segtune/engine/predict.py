@@ -32,8 +32,12 @@ class Prediction:
     overlay: Path | None
 
 
-def find_images(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+def find_images(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """The images that files and folders stand for, each with its path relative to the folder.
+
+    Args:
+        inputs: files and folders.
+        out: folder of the results; where it lies inside of an input, what it holds is no input.
 
     Raises:
         UsageError: a path does not exist, or there is no image.
@@ -41,7 +45,11 @@ def find_images(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
     found: list[tuple[Path, Path]] = []
     for path in inputs:
         if path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+            files = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in SUFFIXES and file.is_file() and not _below(file, path, out)
+            )
             if not files:
                 raise UsageError(
                     f"there is no image in {path}", hint=f"known types: {', '.join(sorted(SUFFIXES))}"
@@ -54,14 +62,40 @@ def find_images(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
     return found
 
 
+def _below(file: Path, folder: Path, out: Path) -> bool:
+    """Whether a file lies in the results' folder, where that one is a part of the input folder."""
+    inside, above = out.resolve(), folder.resolve()
+    if inside == above or not inside.is_relative_to(above):
+        return False
+    return inside.relative_to(above) in file.relative_to(folder).parents
+
+
 def output_names(found: Sequence[tuple[Path, Path]]) -> list[Path]:
-    """Relative output paths without suffix, all different."""
+    """Relative output paths without suffix; no mask or overlay gets the name of another one."""
     names = [relative.with_suffix("") for _, relative in found]
-    if len(set(names)) < len(names):  # a.jpg beside a.png, or equal names from two folders
+    if _clash(names):  # a.jpg beside a.png, or equal names from two folders
         names = [relative.with_name(relative.name.replace(".", "_")) for _, relative in found]
-    if len(set(names)) < len(names):
+    if _clash(names):
         names = [name.with_name(f"{number:05d}_{name.name}") for number, name in enumerate(names)]
     return names
+
+
+def _clash(names: Sequence[Path]) -> bool:
+    overlays = [name.with_name(f"{name.name}_overlay") for name in names]
+    return len({*names, *overlays}) < 2 * len(names)
+
+
+def _keep_sources(found: Sequence[tuple[Path, Path]], names: Sequence[Path], out: Path) -> None:
+    """Refuses a folder in which a result would replace one of the images."""
+    sources = {path.resolve() for path, _ in found}
+    for name in names:
+        for end in (".png", "_overlay.png"):
+            target = out / name.with_name(name.name + end)
+            if target.resolve() in sources:
+                raise UsageError(
+                    f"the result {target} would replace an image of the same name",
+                    hint="give another folder with --out",
+                )
 
 
 def predict_files(
@@ -94,8 +128,9 @@ def predict_files(
         SegtuneError: no image at all could be read.
     """
     reporter = reporter or Reporter()
-    found = find_images(inputs)
+    found = find_images(inputs, out)
     names = output_names(found)
+    _keep_sources(found, names, out)
     settings = settings or InferenceSettings.from_dict(run.description.inference)
     inference = Inference(run.tunable.model, settings)
     failures: list[str] = []
@@ -160,8 +195,7 @@ def _write(
 
 def save_mask(path: Path, classes: NDArray[np.uint8], palette: Classes) -> None:
     """Writes a class map [H, W] as a PNG whose index is the class and whose colours are the palette."""
-    picture = PillowImage.fromarray(classes, mode=None).convert("P")
-    picture.putdata(classes.ravel())
+    picture = PillowImage.fromarray(classes)
     colours = np.zeros((256, 3), np.uint8)
     colours[: palette.num_classes] = palette.palette
     picture.putpalette(colours.ravel().tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,9 @@ class ResourceMonitor:
         self.device = device
         self.interval = interval
         self.peak_process_bytes = peak_process_bytes
+        self._gpu_load: list[int] = []
         self._process = psutil.Process()
+        self._reads_load = importlib.util.find_spec("pynvml") is not None  # nvidia-ml-py is an extra
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="resources")
 
@@ -56,14 +59,14 @@ class ResourceMonitor:
             except psutil.NoSuchProcess:
                 continue
         self.peak_process_bytes = max(self.peak_process_bytes, used)
+        if self.device.type == "cuda" and self._reads_load:
+            self._gpu_load.append(torch.cuda.utilization(self.device))
 
     def snapshot(self) -> dict[str, Any]:
-        """Memory so far in bytes, and the GPU's load in percent where there is one."""
+        """Memory so far in bytes, and the GPU's mean load in percent where there is one."""
         values: dict[str, Any] = {"peak_process_bytes": self.peak_process_bytes}
         if self.device.type == "cuda":
             values["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
-            try:
-                values["gpu_utilisation_percent"] = torch.cuda.utilization(self.device)
-            except ModuleNotFoundError:  # nvidia-ml-py is an extra
-                values["gpu_utilisation_percent"] = None
+            if self._gpu_load:
+                values["gpu_utilisation_percent"] = sum(self._gpu_load) / len(self._gpu_load)
         return values

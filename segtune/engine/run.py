@@ -48,16 +48,15 @@ def load_run(path: Path | str, *, weights: str | None = None, accelerator: str =
 
 
 def git_commit(path: Path) -> str | None:
-    """The commit of the repository around a path, read from its files; None where there is none."""
-    for folder in (path.resolve(), *path.resolve().parents):
-        head = folder / ".git" / "HEAD"
-        if head.is_file():
-            text = head.read_text(encoding="utf-8").strip()
-            if not text.startswith("ref: "):
-                return text
-            reference = folder / ".git" / text.removeprefix("ref: ")
-            return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
-    return None
+    """The commit that a repository's folder stands at, read from its files; None where it is none."""
+    head = path / ".git" / "HEAD"
+    if not head.is_file():
+        return None
+    text = head.read_text(encoding="utf-8").strip()
+    if not text.startswith("ref: "):
+        return text
+    reference = path / ".git" / text.removeprefix("ref: ")
+    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
 
 
 def versions() -> dict[str, Any]:

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segtune.config.load import Layer, load_config
+from segtune.config.layers import Layer
+from segtune.config.load import load_config
 from segtune.config.run import RunConfig
+from segtune.data.base import DataIndex
 from segtune.data.open import open_data
+from segtune.engine.adapter import AdapterDescription
 from segtune.engine.evaluate import Evaluation, evaluate_samples
 from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.intake import usable_data
 from segtune.engine.predict import Prediction, predict_files
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun, load_run
@@ -44,14 +48,8 @@ def evaluate_run(
     assert path is not None
     index = open_data(path, config.data)
     reporter.note(*index.evidence)
-    if index.classes.num_classes != len(loaded.description.class_names):
-        raise DataError(
-            f"the data has {index.classes.num_classes} classes ({', '.join(index.classes.names[:6])}, ...),"
-            f" the model {len(loaded.description.class_names)}"
-            f" ({', '.join(loaded.description.class_names[:6])}, ...)",
-            hint="name the data's classes in dataset.yaml as the model's, or map values with data.values",
-        )
-    samples = [sample for sample in index.split(split) if sample.mask is not None]
+    _require_same_classes(index, loaded.description, reporter)
+    samples = [s for s in usable_data(config, index).split(split) if s.mask is not None]
     inference = Inference(loaded.tunable.model, _inference(loaded, settings))
     return evaluate_samples(
         inference,
@@ -87,6 +85,30 @@ def predict_run(
         batch_size=batch_size,
         reporter=reporter,
     )
+
+
+def _require_same_classes(index: DataIndex, model: AdapterDescription, reporter: Reporter) -> None:
+    """Refuses data that the model cannot be scored on, and names classes that may not be the same."""
+    names, wanted = index.classes.names, model.class_names
+    if len(names) != len(wanted):
+        raise DataError(
+            f"the data has {len(names)} classes ({_few(names)}), the model {len(wanted)} ({_few(wanted)})",
+            hint="name the data's classes in dataset.yaml as the model's, or map values with data.values",
+        )
+    if index.channels != model.channels:
+        raise DataError(
+            f"the images have {index.channels} channels, the model takes {model.channels}",
+            hint="give images of the kind that the model was trained on",
+        )
+    if names != wanted:
+        reporter.note(
+            f"warning: the data's classes are called {_few(names)}, the model's {_few(wanted)};"
+            " they are compared by their position"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def _with_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> RunConfig:

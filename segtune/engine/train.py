@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from segtune.config.run import LOWER_IS_BETTER
 from segtune.data.loading import derive_seed, train_loader
 from segtune.engine.build import learning_rate
 from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -26,7 +28,6 @@ from segtune.engine.tensors import write_tensors
 from segtune.types import Batch, SegOutput
 
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
-LOWER_IS_BETTER = frozenset({"cross_entropy"})
 
 
 class Trainer:
@@ -67,7 +68,7 @@ class Trainer:
                 self.resources = monitor.snapshot()
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise out_of_memory(self.config, job.device, job.crop, job.estimate) from error
+                raise out_of_memory(self.config, job.device, job.crop, job.estimate.total) from error
             raise
         finally:
             log.close()
@@ -124,7 +125,8 @@ class Trainer:
 
     def _epoch(self) -> int:
         """The epoch that the last step belongs to, from 1."""
-        return (self.progress.step - 1) // self.job.steps_per_epoch + 1
+        num_batches = self.progress.step * self.config.train.accumulate
+        return (num_batches - 1) // self.job.batches_per_epoch + 1
 
     def _batches(self, step: int) -> Iterator[Batch]:
         config = self.config
@@ -182,8 +184,11 @@ class Trainer:
         return total
 
     def _epoch_ends(self, every: int) -> bool:
-        last = self.progress.step == self.job.num_steps
-        return last or self.progress.step % (self.job.steps_per_epoch * every) == 0
+        """Whether the last step was the first one behind so many more epochs, or the last of all."""
+        step, accumulate = self.progress.step, self.config.train.accumulate
+        batches = self.job.batches_per_epoch * every
+        passed = step * accumulate // batches > (step - 1) * accumulate // batches
+        return passed or step == self.job.num_steps
 
     def _checkpoint_due(self) -> bool:
         step, every = self.progress.step, self.config.train.checkpoint_every
@@ -204,11 +209,14 @@ class Trainer:
         progress = self.progress
         values: dict[str, Any] = {"step": progress.step, "epoch": self._epoch()}
         best = True
-        if self.job.index.split("val"):
+        if self.job.samples("val"):
             evaluation = self.evaluate("val")
             values.update(evaluation.scores)
             monitor = self.config.train.monitor
-            score = evaluation.scores[monitor] * (-1 if monitor in LOWER_IS_BETTER else 1)
+            score = evaluation.scores.get(monitor, math.nan)
+            score = -score if monitor in LOWER_IS_BETTER else score
+            # a class may be absent from every prediction: no number is worse than any number
+            score = -math.inf if math.isnan(score) else score
             best = progress.best_score is None or score > progress.best_score
             if best:
                 progress.best_score, progress.best_step = score, progress.step

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segtune.config.load import Layer, load_config
+from segtune.config.layers import Layer
+from segtune.config.load import load_config
 from segtune.methods import METHODS
 from tests.contracts import test_methods as contracts
 

@@ -50,7 +50,7 @@ def command(out: Path | None, as_json: bool) -> None:
         )
         for row in result["rows"]
     ]
-    header = ("method", "mIoU before", "after", "trained", "adapter bytes", "seconds", "peak MiB")
+    header = ("method", "mIoU before", "after", "trained", "adapter bytes", "seconds", "process MiB")
     click.echo(
         f"U-Net, trained on generated day scenes, adapted to {result['num_train']} scenes at dusk;"
         f" scored on {result['num_test']} others"

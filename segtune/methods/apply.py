@@ -85,13 +85,13 @@ class Applied:
                 tensor.copy_(state[name])
 
     def counts(self) -> dict[str, int]:
-        """Number of trained parameters by role, with their sum as "trainable" and "total" of the model."""
+        """Number of parameters: "total" of the base, "trainable", and the trained ones by role."""
         roles = Counter[str]()
         for owned in self.owned().values():
             if isinstance(owned.tensor, nn.Parameter):
                 roles[owned.role] += owned.tensor.numel()
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"total": total, "trainable": roles.total(), **{role: roles[role] for role in Role}}
+        total = sum(parameter.numel() for parameter in self.model.parameters()) - roles[Role.ADAPTER]
+        return {"total": total, "trainable": roles.total(), **{role.value: roles[role] for role in Role}}
 
     def num_bytes(self) -> int:
         """Bytes of the tensors that are saved."""

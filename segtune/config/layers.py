@@ -12,6 +12,8 @@ import yaml
 from segtune.errors import UsageError
 
 SECTIONS = ("model", "method", "data", "loss", "optim", "train")
+NAMED = ("model", "method", "loss")
+"""Sections that may be written as a name alone: `model: unet`."""
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -89,7 +91,8 @@ def nest(pairs: Iterable[tuple[str, Any]], source: str) -> Layer:
     """
     values: dict[str, Any] = {}
     for key, value in pairs:
-        *path, last = key.split(".")
+        whole = f"{key}.name" if key in NAMED and isinstance(value, str) else key
+        *path, last = whole.split(".")
         if not all([*path, last]):
             raise UsageError(f"{source} {key!r} is no setting", hint="keys are such as method.rank")
         node = values

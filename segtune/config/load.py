@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from segtune.config.layers import SECTIONS, Layer, parse_assignments, read_yaml
+from segtune.config.layers import NAMED, SECTIONS, Layer, parse_assignments, read_yaml
 from segtune.config.run import LOWER_IS_BETTER, LossCommonSettings, OptimSettings, RunConfig, TrainSettings
 from segtune.data.settings import DataSettings
 from segtune.errors import SettingsError, UnknownNameError
@@ -19,8 +19,6 @@ from segtune.models import MODELS
 from segtune.registry import Registry, nearest
 from segtune.settings import Settings
 
-NAMED = ("model", "method", "loss")
-"""Sections that may be written as a name alone: `model: unet`."""
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
 MONITORS = (*METRICS, *LOWER_IS_BETTER)

@@ -114,10 +114,14 @@ def _free_folder(data: Path, model: str, method: str) -> Path:
 
 def _changed(sources: dict[str, str], values: dict[str, object]) -> list[str]:
     """The settings that are not defaults, each with where it came from."""
-    lines = []
-    for key, source in sources.items():
-        node: object = values
-        for name in key.split("."):
-            node = node.get(name) if isinstance(node, dict) else None
-        lines.append(f"  {key} = {node}  ({source})")
-    return lines
+    return [f"  {key} = {_look_up(values, key.split('.'))}  ({source})" for key, source in sources.items()]
+
+
+def _look_up(values: dict[str, object], path: list[str]) -> object:
+    """The value of a setting; one that several methods share stands below each of them."""
+    node: object = values
+    for name in path:
+        if isinstance(node, dict) and name not in node:
+            node = next((below for below in node.values() if isinstance(below, dict) and name in below), {})
+        node = node.get(name) if isinstance(node, dict) else None
+    return node

@@ -159,7 +159,7 @@ def inspect(
 
     Returns:
         parameters_total, parameters_trainable, parameters_by_role, adapter_bytes, sites (name, kind,
-        part, block, shape, used), mergeable, not_mergeable_because.
+        part, block, used), mergeable, not_mergeable_because.
     """
     built = build_model(model, num_classes, model_settings, meta=True)
     applied = _apply(built, parts)

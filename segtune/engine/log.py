@@ -28,6 +28,7 @@ class MetricLog:
         self._folder = folder
         self._file = folder.metrics.open("ab")
         self._file.truncate(min(start_bytes, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)
         self._events = SummaryWriter(str(folder.events), purge_step=start_step or None)
 
     @property

@@ -79,9 +79,9 @@ def test_ignored_pixels_count_nowhere() -> None:
     for name, (_, mask) in MIXED.items():
         image = np.repeat(mask[..., None], 3, 2).copy()
         image[:5] = (image[:5] + 1) % 3
-        mask = mask.copy()
-        mask[:5] = 255
-        pairs[name] = (image, mask)
+        ignoring = mask.copy()
+        ignoring[:5] = 255
+        pairs[name] = (image, ignoring)
     result = evaluate(Oracle(), pairs)
     assert result.scores["pixel_accuracy"] == 1.0
     assert np.sum(result.confusion) == sum((h - 5) * w for h, w in SIZES)

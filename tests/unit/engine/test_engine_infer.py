@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_windows_cover_every_pixel_with_the_overlap(length: int, window: int, ov
         assert 0 <= start <= length - window
         covered[start : start + window] += _blend(1, window, overlap)[0]
     assert bool((covered > 0).all())
-    gaps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(starts)]
     assert all(0 < gap <= max(1, round(window * (1 - overlap) + 0.5)) for gap in gaps)
 
 

@@ -1,0 +1,183 @@
+"""A run that is killed at any moment and resumed ends as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segtune.engine.fit import fit
+from segtune.engine.train import Trainer
+from tests.support import TINY, log_lines, make_config, make_data, segtune_process, set_options, tree_hash
+
+ADAPTER = Path("adapter") / "adapter.safetensors"
+SETTINGS: dict[str, Any] = {
+    "model.dropout": 0.3,
+    "method.dropout": 0.2,
+    "method.statistics": "train",
+    "train.checkpoint_every": 2,
+    "train.steps": 11,
+    "optim.learning_rate": 0.01,
+    "data.colour": 0.3,
+}
+UNTIMED = ("step", "epoch", "loss", "learning_rate", "train_loss", "miou", "cross_entropy", "best")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("straight") / "run"
+    fit(config(data), run)
+    return run
+
+
+def config(data: Path, **changes: Any) -> Any:
+    settings = {key.replace(".", "__"): value for key, value in SETTINGS.items()}
+    return make_config(data, method="lora", **{**settings, **changes})
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """Every logged line without times and memory."""
+    return [{k: v for k, v in line.items() if k in ("kind", *UNTIMED)} for line in log_lines(run)]
+
+
+def assert_equal_runs(run: Path, other: Path) -> None:
+    assert (run / ADAPTER).read_bytes() == (other / ADAPTER).read_bytes()
+    assert numbers(run) == numbers(other)
+    steps = [line["step"] for line in log_lines(run, "train")]
+    assert steps == list(range(1, len(steps) + 1))
+    first, second = (json.loads((r / "result.json").read_text()) for r in (run, other))
+    for split in ("val", "test"):
+        assert first[split]["scores"] == second[split]["scores"]
+        assert first[split]["confusion"] == second[split]["confusion"]
+    assert (first["steps"], first["best_step"]) == (second["steps"], second["best_step"])
+    assert not list(run.rglob(".*")), "nothing half-written stays"
+
+
+def kill_at(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Kills a run with SIGKILL once its log shows a step."""
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        if (run / "checkpoints" / "last.pt").exists() and f'"step": {step},' in metrics.read_text():
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"step {step} never came")
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(0, 60), (1, 40)])
+def test_killed_in_the_middle_of_an_epoch(data: Path, tmp_path: Path, workers: int, steps: int) -> None:
+    run = tmp_path / "run"
+    # so many steps that the process cannot be at its end when it is killed
+    settings = {**TINY, **SETTINGS, "train.steps": steps, "data.workers": workers, "train.validate_every": 6}
+    arguments = ["fit", str(data), "--model", "unet", "--method", "lora", "--out", str(run)]
+    process = segtune_process(*arguments, *set_options(settings))
+    kill_at(process, run, 5)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert not (run / "adapter").exists()
+    assert len(lines) < steps
+    resumed = segtune_process("fit", "--out", str(run), "--resume")
+    _, log = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, log
+    changes = {"train__steps": steps, "data__workers": 0, "train__validate_every": 6}
+    fit(config(data, **changes), tmp_path / "straight")
+    assert_equal_runs(run, tmp_path / "straight")
+
+
+@pytest.mark.parametrize("moments", [[1], [2], [3], [5, 9], [4, 4, 8], [10]])
+def test_stopped_at_any_moment(
+    data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: list[int]
+) -> None:
+    run = tmp_path / "run"
+    step = Trainer._step
+    for number, moment in enumerate(moments):
+
+        def stop(self: Trainer, *arguments: Any, at: int = moment) -> Any:
+            if self.progress.step == at:
+                raise KeyboardInterrupt
+            return step(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                fit(config(data), run, resume=number > 0)
+    fit(config(data), run, resume=True)
+    assert_equal_runs(run, straight)
+
+
+@pytest.mark.parametrize("stage", ["checkpoint", "validation", "table"])
+def test_stopped_while_writing(
+    data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Between the writes of one step, whose files then belong to different steps."""
+    run = tmp_path / "run"
+    calls: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        name = {"checkpoint": "save_checkpoint", "validation": "write_tensors"}.get(stage)
+        if name is not None:
+            import segtune.engine.train as module
+
+            original = getattr(module, name)
+            patch.setattr(module, name, lambda *a: (interrupt(), original(*a))[1])
+        else:
+            from segtune.engine.log import MetricLog
+
+            table = MetricLog.write_table
+            patch.setattr(MetricLog, "write_table", lambda *a: (interrupt(), table(*a))[1])
+        with pytest.raises(KeyboardInterrupt):
+            fit(config(data), run)
+    fit(config(data), run, resume=True)
+    assert_equal_runs(run, straight)
+
+
+def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(config(data), run)
+    before, result = tree_hash(run), json.loads((run / "result.json").read_text())
+    fit(config(data), run, resume=True)
+    after = tree_hash(run)
+    same = [name for name in before if not name.startswith("tensorboard") and name != "result.json"]
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    again = json.loads((run / "result.json").read_text())
+    for key in ("steps", "best_step", "train_seconds", "parameters_total", "adapter_bytes"):
+        assert again[key] == result[key]
+    assert again["test"]["scores"] == result["test"]["scores"]
+
+
+def test_one_seed_gives_one_result(data: Path, straight: Path, tmp_path: Path) -> None:
+    fit(config(data), tmp_path / "same")
+    assert_equal_runs(tmp_path / "same", straight)
+    fit(config(data, data__workers=2), tmp_path / "workers")
+    assert_equal_runs(tmp_path / "workers", straight)
+    fit(config(data, train__seed=1), tmp_path / "other")
+    one, other = load_file(straight / ADAPTER), load_file(tmp_path / "other" / ADAPTER)
+    changed = [
+        name for name in one if one[name].is_floating_point() and not torch.equal(one[name], other[name])
+    ]
+    assert len(changed) > len(one) / 2
+
+
+def test_the_global_generator_does_not_matter(data: Path, straight: Path, tmp_path: Path) -> None:
+    torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
+    fit(config(data), tmp_path / "run")
+    assert_equal_runs(tmp_path / "run", straight)

@@ -18,7 +18,7 @@ COMMANDS = {
     "inspect": "segtune.cli.inspect",
     "data": "segtune.cli.data",
     "merge": "segtune.cli.merge",
-    "list": "segtune.cli.list",
+    "list": "segtune.cli.listing",  # a module called list would hide the built-in one in this package
     "demo": "segtune.cli.demo",
 }
 

@@ -19,8 +19,8 @@ setup: $(READY)  ## create .venv with pinned versions (once; again where the pin
 demo: $(READY)  ## the whole job on generated images, offline once set up
 	$(BIN)/segtune demo
 
-test: $(READY)  ## all tests, warnings are errors
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, warnings are errors; one process for each core, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(READY)  ## style, formatting, types
 	$(BIN)/ruff check .

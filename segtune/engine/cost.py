@@ -116,7 +116,9 @@ def estimate_memory(
 
 def _apply(model: SegModel, parts: Mapping[str, Settings]) -> Applied:
     methods = cast(Mapping[str, MethodSettings], parts)
-    return apply(model, model.sites(), methods, removable=False, unused=model.unused)
+    applied = apply(model, model.sites(), methods, removable=False, unused=model.unused)
+    model.penalty_layers = list(applied.operations)
+    return applied
 
 
 def trainable_table(applied: Applied, depth: int = 2) -> list[tuple[str, int, int]]:

@@ -77,10 +77,14 @@ def make_applied(model: SegModel, method: str, **settings: object) -> Applied:
     return applied
 
 
+_probed = functools.cache(_fresh)
+
+
+@functools.cache
 def offers(model_name: str, method: str) -> bool:
     """Whether a model has sites of a method's default kinds."""
     try:
-        make_applied(_fresh(model_name), method)
+        make_applied(_probed(model_name), method).remove()
     except NoSiteError:
         return False
     return True
@@ -88,7 +92,7 @@ def offers(model_name: str, method: str) -> bool:
 
 def model_for(method: str, preferred: str = "unet") -> str:
     """The preferred model, or the first one that offers what a method needs."""
-    return next(name for name in (preferred, *MODELS) if (name, method) in CASES)
+    return next(name for name in (preferred, *MODELS) if offers(name, method))
 
 
 def images(batch: int = 2, seed: int = 0) -> Tensor:

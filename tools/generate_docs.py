@@ -22,14 +22,19 @@ PLAIN = {int: "whole number", float: "number", bool: "true, false", str: "text",
 
 def render() -> dict[str, str]:
     """Every page of docs/methods: file name -> content."""
-    pages = {f"{name}.md": _page(name) for name in METHODS}
+    pages = {_file(name): _page(name) for name in METHODS}
     return {"README.md": _overview(), **pages}
+
+
+def _file(name: str) -> str:
+    """A method's page; not every system allows a colon in the name of a file."""
+    return f"{name.replace(':', '-')}.md"
 
 
 def _overview() -> str:
     base = read_settings("segtune.methods.base")
     common, placement = base["MethodSettings"], base["PlacementSettings"]
-    rows = [f"| [`{name}`]({name}.md) | {METHODS.summary(name)} |" for name in METHODS]
+    rows = [f"| [`{name}`]({_file(name)}) | {METHODS.summary(name)} |" for name in METHODS]
     choosing = [f"`{name}`" for name in METHODS if issubclass(METHODS.settings(name), placement)]
     return "\n".join(
         [

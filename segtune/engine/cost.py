@@ -117,7 +117,9 @@ def estimate_memory(
 
 def _apply(model: SegModel, parts: Mapping[str, Settings]) -> Applied:
     methods = cast(Mapping[str, MethodSettings], parts)
-    return apply(model, model.sites(), methods, removable=False, unused=model.unused)
+    applied = apply(model, model.sites(), methods, removable=False, unused=model.unused)
+    model.penalty_layers = list(applied.operations)
+    return applied
 
 
 def file_bytes(tensors: Mapping[str, torch.Tensor]) -> int:

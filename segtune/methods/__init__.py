@@ -13,5 +13,8 @@ METHODS = Registry(
         "bitfit": "segtune.methods.bitfit:BitFit",
         "norm": "segtune.methods.norm:Norm",
         "lora": "segtune.methods.lora:Lora",
+        "conv-lora": "segtune.methods.conv_lora:ConvLora",
+        "conv-lora:multi-scale": "segtune.methods.conv_lora_multi_scale:MultiScale",
+        "conv-lora:inception": "segtune.methods.conv_lora_inception:Inception",
     },
 )

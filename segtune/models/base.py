@@ -69,7 +69,9 @@ class SegModel(nn.Module):
         self.register_buffer("mean", torch.tensor(input_spec.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(input_spec.std).view(shape), persistent=False)
         self.penalty_layers: list[Any] = []
-        """Layers, put there by a method, whose attribute `penalty` is a scalar after a forward."""
+        """Layers, put there by a method, whose attribute `penalty` is a scalar after a forward.
+
+        Those with an attribute `image_size` are told the padded image's height and width before it."""
         self.pooled_norms: list[nn.Module] = []
         """Batch norms behind a global pooling: with one image they have one value to normalise."""
         self.unused: frozenset[str] = frozenset()
@@ -131,6 +133,9 @@ class SegModel(nn.Module):
         if rows or columns:
             images = F.pad(images, (0, columns, 0, rows))
         padded = (height + rows, width + columns)
+        for layer in self.penalty_layers:
+            if hasattr(layer, "image_size"):
+                layer.image_size = padded
         return Features(maps=self.encode_maps(images), size=(height, width), padded=padded)
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Tensor:

@@ -6,29 +6,31 @@ A method inherits all contracts by being in the registry; a model by one entry i
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from segtune.errors import NoSiteError
 from segtune.methods import METHODS
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
 from segtune.models import MODELS as MODEL_REGISTRY
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
+from tests.contracts.tiny_attention import TinyAttention
 
 NUM_CLASSES = 3
 SIZE = (64, 96)
 
-MODELS: dict[str, tuple[str, dict[str, object]]] = {
+MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
     "unet": ("unet", {"depth": 2, "width": 8}),
     "unet-bilinear": ("unet", {"depth": 2, "width": 8, "norm": "group", "up": "bilinear"}),
     "lraspp": ("lraspp_mobilenet_v3_large", {}),
     "deeplabv3": ("deeplabv3_mobilenet_v3_large", {}),
+    "attention": (TinyAttention, {}),
     "segformer": ("smp:segformer/mit_b0", {}),
 }
-
-CASES = [(model, method) for model in MODELS for method in METHODS if not method.endswith(":")]
 
 
 @functools.cache
@@ -38,7 +40,10 @@ def _base_state(name: str) -> dict[str, Tensor]:
 
 def _fresh(name: str) -> SegModel:
     registered, settings = MODELS[name]
-    model = build_model(registered, NUM_CLASSES, MODEL_REGISTRY.settings(registered)(**settings))
+    if isinstance(registered, str):
+        model = build_model(registered, NUM_CLASSES, MODEL_REGISTRY.settings(registered)(**settings))
+    else:
+        model = registered(NUM_CLASSES)
     # running statistics as after some training, so that a frozen norm is not an identity
     generator = torch.Generator().manual_seed(1)
     for key, buffer in model.named_buffers():
@@ -70,6 +75,24 @@ def make_applied(model: SegModel, method: str, **settings: object) -> Applied:
     applied = apply(model, model.sites(), parts_of(method, **settings), seed=5, unused=model.unused)
     model.penalty_layers = list(applied.operations)
     return applied
+
+
+_probed = functools.cache(_fresh)
+
+
+@functools.cache
+def offers(model_name: str, method: str) -> bool:
+    """Whether a model has sites of a method's default kinds."""
+    try:
+        make_applied(_probed(model_name), method).remove()
+    except NoSiteError:
+        return False
+    return True
+
+
+def model_for(method: str, preferred: str = "unet") -> str:
+    """The preferred model, or the first one that offers what a method needs."""
+    return next(name for name in (preferred, *MODELS) if offers(name, method))
 
 
 def images(batch: int = 2, seed: int = 0) -> Tensor:
@@ -109,3 +132,12 @@ def logits(model: torch.nn.Module, x: Tensor | None = None) -> Tensor:
     with torch.no_grad():
         out: Tensor = model(images() if x is None else x).logits
     return out
+
+
+CASES = [
+    (model, method)
+    for model in MODELS
+    for method in METHODS
+    if not method.endswith(":") and offers(model, method)
+]
+"""Every method on every model that offers what it needs; the refusal of others has a test of its own."""

@@ -26,6 +26,7 @@ from tests.contracts.table import (
     make_applied,
     make_model,
     masks,
+    model_for,
     parts_of,
     train_steps,
 )
@@ -137,7 +138,8 @@ def test_works_in_training_mode_under_autocast(model_name, method):
 
 
 @pytest.mark.parametrize(
-    ("model_name", "method"), [*(("unet", method) for method in ALL_METHODS), ("segformer", "lora")]
+    ("model_name", "method"),
+    [*((model_for(method), method) for method in ALL_METHODS), ("segformer", "lora")],
 )
 def test_compiles_without_graph_breaks(model_name, method):
     model = make_model(model_name)
@@ -159,8 +161,9 @@ def test_compiles_without_graph_breaks(model_name, method):
         assert torch.allclose(gradient, compiled_gradients[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("method", ALL_METHODS)
-@pytest.mark.parametrize("model_name", ["unet", "deeplabv3"])
+@pytest.mark.parametrize(
+    ("model_name", "method"), [case for case in CASES if case[0] in ("unet", "deeplabv3", "attention")]
+)
 def test_activation_checkpointing_gives_equal_gradients(model_name, method):
     gradients = []
     for use_checkpoint in (False, True):
@@ -178,9 +181,22 @@ def test_activation_checkpointing_gives_equal_gradients(model_name, method):
 
 
 @pytest.mark.parametrize(
-    "method", ["lora+norm", "lora+norm+bitfit", "head+lora", "norm+bitfit", "bitfit+head"]
+    ("model_name", "method"),
+    [
+        (model_name, method)
+        for method in (
+            "lora+norm",
+            "lora+norm+bitfit",
+            "head+lora",
+            "norm+bitfit",
+            "bitfit+head",
+            "conv-lora+norm",
+            "lora+conv-lora",
+        )
+        for model_name in MODELS
+        if all((model_name, part) in CASES for part in method.split("+"))
+    ],
 )
-@pytest.mark.parametrize("model_name", MODELS)
 def test_methods_compose(model_name, method):
     model = make_model(model_name)
     before = logits(model)
@@ -229,7 +245,7 @@ def test_saved_tensors_give_the_same_output_in_a_fresh_process(tmp_path: Path):
 
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_an_adapted_model_can_be_copied_and_pickled(method):
-    model = make_model("unet")
+    model = make_model(model_for(method))
     applied = make_applied(model, method)
     train_steps(model, applied, num_steps=1)
     assert torch.equal(logits(pickle.loads(pickle.dumps(model))), logits(model))

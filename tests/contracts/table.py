@@ -26,6 +26,18 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "lraspp": ("lraspp_mobilenet_v3_large", {}),
     "deeplabv3": ("deeplabv3_mobilenet_v3_large", {}),
     "segformer": ("smp:segformer/mit_b0", {}),
+    "sam": (
+        "sam-vit-base",
+        {
+            "width": 32,
+            "depth": 3,
+            "heads": 2,
+            "global_blocks": (1,),
+            "window": 3,
+            "image_size": 64,
+            "decoder_width": 16,
+        },
+    ),
 }
 
 CASES = [(model, method) for model in MODELS for method in METHODS if not method.endswith(":")]

@@ -74,6 +74,8 @@ class Site:
     part: Part
     block: int | None = None
     """Index of the block the site lies in, counted from the input; None outside of blocks."""
+    windowed: bool | None = None
+    """Whether the block attends within windows only; None outside of attention blocks."""
     channel_axis: int = 1
     """Axis of the output's channels: 1 for [B, C, H, W], -1 for channel-last tensors."""
     access: Access = Access.CALL

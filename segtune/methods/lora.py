@@ -7,7 +7,8 @@ What it changes
 Where it attaches
     Linear, Conv2d and ConvTranspose2d layers with any stride, dilation, groups (depthwise too),
     padding mode, `padding="same"`, and subclasses of them; the classifier where it is not trained as
-    a whole (`train_head=false`).
+    a whole (`train_head=false`). Unless `kinds` says otherwise: the query, key and value projections
+    of a model that has attention, every such layer of one that has none.
 
 Parameters
     Linear `r (I + O)`; Conv2d `r (I/g k k + O)`; ConvTranspose2d `r (I k k + O/g)`, for I inputs, O
@@ -43,6 +44,18 @@ Form = Literal["branch", "weight"]
 BRANCH_FAN_IN = 1152
 """From this many inputs of a k x k convolution's output pixel on, the branch is the faster form."""
 
+LAYER_KINDS = frozenset(
+    {
+        SiteKind.ATTENTION_QKV,
+        SiteKind.ATTENTION_PROJ,
+        SiteKind.MLP,
+        SiteKind.LINEAR,
+        SiteKind.CONV,
+        SiteKind.CONV_TRANSPOSE,
+    }
+)
+"""Kinds of sites that have a weight to change."""
+
 
 class LoraSettings(PlacementSettings):
     """Settings of `lora`."""
@@ -51,12 +64,13 @@ class LoraSettings(PlacementSettings):
     alpha: float | None = Field(None, gt=0, description="scale numerator; default: the rank, so that s = 1")
     rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(r) (rsLoRA)")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the branch's inputs dropped in training")
-    kinds: tuple[
-        Literal["attention_qkv", "attention_proj", "mlp", "linear", "conv", "conv_transpose"], ...
-    ] = Field(
-        ("attention_qkv", "attention_proj", "mlp", "linear", "conv", "conv_transpose"),
+    kinds: (
+        tuple[Literal["attention_qkv", "attention_proj", "mlp", "linear", "conv", "conv_transpose"], ...]
+        | None
+    ) = Field(
+        None,
         min_length=1,
-        description="kinds of sites to attach to",
+        description="kinds of sites to attach to; default: attention_qkv where the model has it, else all",
     )
 
 
@@ -186,7 +200,7 @@ class Lora(Method):
         settings = self.settings
         alpha = settings.rank if settings.alpha is None else settings.alpha
         scale = alpha / (math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank)
-        for site in host.select({SiteKind(kind) for kind in settings.kinds}, settings, "lora"):
+        for site in host.select(self._kinds(host), settings, "lora"):
             form = choose_form(site.module, site.access)
             if settings.dropout:
                 if not branch_possible(site.module, site.access):
@@ -200,6 +214,12 @@ class Lora(Method):
                 site.module, rank=settings.rank, scale=scale, dropout=settings.dropout, form=form
             )
             host.attach(site, "lora", operation)
+
+    def _kinds(self, host: Host) -> frozenset[SiteKind]:
+        if self.settings.kinds is not None:
+            return frozenset(SiteKind(kind) for kind in self.settings.kinds)
+        has_attention = any(site.kind is SiteKind.ATTENTION_QKV for site in host.sites)
+        return frozenset({SiteKind.ATTENTION_QKV}) if has_attention else LAYER_KINDS
 
     def num_parameters(self, site: Site) -> int:
         """`r (rows of B + columns of A)`."""

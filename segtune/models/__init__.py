@@ -13,6 +13,9 @@ MODELS = Registry(
         "deeplabv3_mobilenet_v3_large": "segtune.models.torchvision:TorchvisionModel",
         "fcn_resnet50": "segtune.models.torchvision:TorchvisionModel",
         "lraspp_mobilenet_v3_large": "segtune.models.torchvision:TorchvisionModel",
+        "sam-vit-base": "segtune.models.sam:Sam",
+        "sam-vit-large": "segtune.models.sam:Sam",
+        "sam-vit-huge": "segtune.models.sam:Sam",
         "smp:": "segtune.models.smp:SmpModel",
     },
 )

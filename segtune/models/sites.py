@@ -109,7 +109,7 @@ def probe_access(model: SegModel, sites: Sequence[Site]) -> dict[str, Access | L
 
 def _access(name: str, kind: SiteKind, traced: Trace) -> Access | None:
     called = name in traced.order
-    if kind in (SiteKind.BLOCK, SiteKind.STAGE):
+    if kind in (SiteKind.BLOCK, SiteKind.STAGE, SiteKind.TOKENS):
         return Access.CALL if called else None
     if f"{name}.weight" not in traced.used:
         return None

@@ -24,6 +24,9 @@ from segtune.registry import nearest
 _SHOWN = 3
 """How many wrong keys an error message lists."""
 
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What the weights file in a folder of transformers is called, the better one first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsReport:
@@ -53,7 +56,7 @@ def load_weights(model: SegModel, weights: str) -> WeightsReport:
         model: a model with real (not meta) tensors; its head may have another number of classes.
         weights: "default" (the first published weights; random where nothing is published), "none"
             (keep the random weights), a published name, or the path of a .safetensors, .pth, .pt,
-            .ckpt or .bin file.
+            .ckpt or .bin file, or of a folder with model.safetensors or pytorch_model.bin in it.
 
     Returns:
         What was loaded, with the hash of the file.
@@ -81,7 +84,7 @@ def _local_file(weights: str, published: Mapping[str, PublishedWeights]) -> Path
     if path.is_file():
         return path
     if path.is_dir():
-        raise WeightsError(f"weights {weights!r} is a folder", hint=f"name a file: {', '.join(READABLE)}")
+        return _file_of_folder(path)
     if path.suffix in READABLE or len(path.parts) > 1:
         raise WeightsError(f"weights file {weights!r} does not exist", hint="check model.weights")
     names = ["default", "none", *published]
@@ -92,15 +95,26 @@ def _local_file(weights: str, published: Mapping[str, PublishedWeights]) -> Path
     )
 
 
+def _file_of_folder(folder: Path) -> Path:
+    """The weights file of a folder as transformers saves one."""
+    found = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
+    if not found:
+        raise WeightsError(
+            f"weights {str(folder)!r} is a folder without {' or '.join(_FOLDER_FILES)}",
+            hint=f"name a file: {', '.join(READABLE)}",
+        )
+    return found[0]
+
+
 def _load(
     model: SegModel, state: dict[str, Tensor], *, source: str, path: Path, metadata: Mapping[str, str]
 ) -> WeightsReport:
     own = model.state_dict()
     state = model.convert(state)
     head = model.head_keys()
-    head_fits = all(key in state and state[key].shape == own[key].shape for key in head)
     encoder = set(keys_below(own, model.encoder_names()))
     encoder_only = bool(encoder) and bool(state) and state.keys() <= encoder
+    head_fits = not encoder_only and all(key in state and state[key].shape == own[key].shape for key in head)
     wanted = encoder if encoder_only else own.keys() - head
     found = state.keys() - head
     # Files from before 2018 lack the counters of batch norm; nothing depends on their value.
@@ -127,6 +141,8 @@ def _load(
 def _describe_head(
     model: SegModel, head: Collection[str], state: Mapping[str, Tensor], fits: bool, encoder_only: bool
 ) -> str:
+    if fits and not head:
+        return "classifier: none of its own; the decoder's weights are the file's"
     if fits:
         return f"classifier: kept from the file ({model.num_classes} classes)"
     if encoder_only:

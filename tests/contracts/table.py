@@ -30,6 +30,18 @@ MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
     "deeplabv3": ("deeplabv3_mobilenet_v3_large", {}),
     "attention": (TinyAttention, {}),
     "segformer": ("smp:segformer/mit_b0", {}),
+    "sam": (
+        "sam-vit-base",
+        {
+            "width": 32,
+            "depth": 3,
+            "heads": 2,
+            "global_blocks": (1,),
+            "window": 3,
+            "image_size": 64,
+            "decoder_width": 16,
+        },
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from segtune.errors import MergeError, NoSiteError
 from segtune.methods import METHODS
 from segtune.methods.apply import apply
 from segtune.methods.base import PlacementSettings
+from segtune.methods.full import Full
 from segtune.types import Part, Site, SiteKind
 from tests.contracts.table import (
     CASES,
@@ -63,6 +64,10 @@ def test_the_number_of_parameters_equals_the_formula(model_name, method):
     formula = METHODS.load(method)(parts_of(method)[method])
     head = sum(p.numel() for s in model.sites() if s.kind is SiteKind.HEAD for p in s.module.parameters())
     expected = head + sum(formula.num_parameters(s) for s in applied.sites if s.kind is not SiteKind.HEAD)
+    if issubclass(METHODS.load(method), Full):  # positions and tokens lie outside of sites
+        in_sites = {p for s in model.sites() for p in s.module._parameters.values()}
+        named = model.named_parameters()
+        expected += sum(p.numel() for n, p in named if p not in in_sites and n not in model.unused)
     assert applied.counts()["trainable"] == expected
 
 
@@ -139,7 +144,7 @@ def test_works_in_training_mode_under_autocast(model_name, method):
 
 @pytest.mark.parametrize(
     ("model_name", "method"),
-    [*((model_for(method), method) for method in ALL_METHODS), ("segformer", "lora")],
+    [*((model_for(method), method) for method in ALL_METHODS), ("segformer", "lora"), ("sam", "lora")],
 )
 def test_compiles_without_graph_breaks(model_name, method):
     model = make_model(model_name)

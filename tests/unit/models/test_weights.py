@@ -66,9 +66,20 @@ def test_missing_file(name):
         load_weights(build(), name)
 
 
-def test_folder(tmp_path):
-    with pytest.raises(WeightsError, match="is a folder"):
+def test_a_folder_without_weights(tmp_path):
+    with pytest.raises(WeightsError, match="is a folder without model"):
         load_weights(build(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", torch.save)]
+)
+def test_a_folder_as_transformers_saves_one(tmp_path, other, name, save):
+    save(other.state_dict(), tmp_path / name)
+    model = build()
+    report = load_weights(model, str(tmp_path))
+    assert same(other.state_dict(), model.state_dict())
+    assert report.path == tmp_path / name
 
 
 # --- files ------------------------------------------------------------------------------------------

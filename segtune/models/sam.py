@@ -1,0 +1,301 @@
+"""Segment Anything (SAM) as a semantic model: no prompts, any image size, two or more classes.
+
+The network is the whole published one, so that its weights come in and go out as they are. Without a
+prompt the mask decoder gets SAM's own embedding for "no prompt".
+
+Two classes: the first mask token with its hyper-network gives one map z; the logits are 0 for the
+background and z for the foreground, so that softmax is sigmoid(z) and cross entropy is that of the
+published mask. The first of the four tokens is the one that SAM answers with where a single mask is
+asked for. The other three stay in the attention, as in pretraining; their hyper-networks, the IoU
+head and the encoders of points, boxes and masks have no part in the output.
+
+More classes: N mask tokens with the first hyper-network, each with a class (sam_semantic.py). They
+start as the first mask token plus noise, without which they would stay equal, and with a preference
+for one class each, without which cross entropy could not tell them apart.
+
+The whole mask decoder is the head: every method trains it, unless `method.train_head=false`.
+
+Weights: the model hub's (`facebook/sam-vit-base` ...), files and folders of transformers' layout, and
+checkpoints of the original code's. Positions are interpolated to the grid of the images; those of
+1024 x 1024 are used as they are.
+
+Needs the extra `hf`.
+
+Source
+    Kirillov et al., Segment Anything, 2023; without prompts and for several classes: Zhong et al.,
+    Convolution Meets LoRA, 2024, section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from segtune.models.base import PublishedWeights, SegModel, input_spec
+from segtune.models.sam_layout import to_transformers
+from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
+from segtune.models.sam_semantic import TokenClassifier, combine, propose
+from segtune.settings import Settings
+from segtune.types import Access, Part, Site, SiteKind
+
+_SIZES = {
+    "sam-vit-base": SamSizes(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
+    "sam-vit-large": SamSizes(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
+    "sam-vit-huge": SamSizes(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+}
+
+_ORIGINAL = {
+    "sam-vit-base": ("sam_vit_b_01ec64", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    "sam-vit-large": ("sam_vit_l_0b3195", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    "sam-vit-huge": ("sam_vit_h_4b8939", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+}
+"""File and sha256 of the original code's checkpoints."""
+
+_HUB = "https://huggingface.co/{repository}/resolve/main/{file}"
+_MEDICAL = "wanglab/medsam-vit-base"
+
+_BLOCK_KINDS = {
+    "": SiteKind.BLOCK,
+    "layer_norm1": SiteKind.NORM,
+    "attn.qkv": SiteKind.ATTENTION_QKV,
+    "attn.proj": SiteKind.ATTENTION_PROJ,
+    "layer_norm2": SiteKind.NORM,
+    "mlp.lin1": SiteKind.MLP,
+    "mlp.lin2": SiteKind.MLP,
+}
+_NECK_KINDS = {
+    "conv1": SiteKind.CONV,
+    "layer_norm1": SiteKind.NORM,
+    "conv2": SiteKind.CONV,
+    "layer_norm2": SiteKind.NORM,
+}
+
+
+class SamSettings(Settings):
+    """What is built; sizes left out are those of the published network."""
+
+    checkpointing: bool = Field(
+        False, description="keep only the inputs of encoder blocks for the backward pass: less memory, slower"
+    )
+    num_tokens: int | None = Field(
+        None, ge=1, le=1000, description="N, mask tokens for 3 or more classes; default: K, at least 10"
+    )
+    width: int | None = Field(None, ge=1, description="channels of the image encoder")
+    depth: int | None = Field(None, ge=1, description="blocks of the image encoder")
+    heads: int | None = Field(None, ge=1, description="attention heads of the image encoder")
+    global_blocks: tuple[int, ...] | None = Field(
+        None, description="indices of the blocks that attend to the whole image instead of to windows"
+    )
+    window: int | None = Field(None, ge=1, description="side of an attention window, in patches")
+    patch_size: int | None = Field(None, ge=1, description="side of a patch, in pixels")
+    image_size: int | None = Field(
+        None, ge=1, description="side of the images that positions are stored for, in pixels"
+    )
+    decoder_width: int | None = Field(
+        None, ge=16, multiple_of=16, description="channels of neck, prompts and mask decoder"
+    )
+
+
+class Sam(SegModel):
+    """SAM without prompts.
+
+    Args:
+        variant: the registered name.
+        num_classes: K, at least 2.
+        settings: checkpointing, mask tokens, and sizes other than the published ones.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        UsageError: no network can have these sizes.
+    """
+
+    def __init__(self, variant: str, num_classes: int, settings: SamSettings) -> None:
+        changed = settings.model_dump(exclude_none=True, exclude={"checkpointing", "num_tokens"})
+        sizes = replace(_SIZES[variant], **changed)
+        sizes.check()
+        super().__init__(num_classes, input_spec(3, multiple=sizes.patch_size))
+        self.variant = variant
+        self._global_blocks = frozenset(sizes.global_blocks)
+        network = build_network(sizes, variant)
+        self.vision_encoder = ImageEncoder(network.vision_encoder, settings.checkpointing)
+        self.shared_image_embedding: Any = network.shared_image_embedding
+        self.prompt_encoder: Any = network.prompt_encoder
+        self.mask_decoder: Any = network.mask_decoder
+        self.class_tokens: nn.Embedding | None = None
+        self.classifier: TokenClassifier | None = None
+        if num_classes > 2:
+            num_tokens = settings.num_tokens or max(10, num_classes)
+            self.class_tokens = nn.Embedding(num_tokens, sizes.decoder_width)
+            self.classifier = TokenClassifier(sizes.decoder_width, num_tokens, num_classes)
+        self.unused = frozenset(name for name, _ in self.named_parameters() if self._is_unused(name))
+
+    def encode_maps(self, images: Tensor) -> Tensor:
+        """Images to the image encoder's embeddings [B, D, h, w]."""
+        embeddings: Tensor = self.vision_encoder(images)
+        return embeddings
+
+    def decode_maps(self, maps: Tensor, padded: tuple[int, int]) -> Tensor:
+        """Embeddings to logits [B, K, 4 h, 4 w]."""
+        if self.num_classes > 2:
+            return combine(*self.propose(maps))
+        masks, _ = self.mask_decoder(
+            image_embeddings=maps,
+            image_positional_embeddings=self._positions(maps).repeat(len(maps), 1, 1, 1),
+            sparse_prompt_embeddings=None,
+            dense_prompt_embeddings=self._no_prompt(),
+            multimask_output=False,
+        )
+        foreground: Tensor = masks[:, 0]  # [B, 1, 4 h, 4 w]
+        return torch.cat([torch.zeros_like(foreground), foreground], dim=1)
+
+    def propose(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings to what `decode_maps` combines for 3 or more classes, and set matching trains on.
+
+        Args:
+            maps: [B, D, h, w], of `encode_maps`.
+
+        Returns:
+            Class logits [B, N, K + 1], the last for "no object", and mask logits [B, N, 4 h, 4 w].
+        """
+        assert self.class_tokens is not None and self.classifier is not None, "two classes have one mask"
+        return propose(
+            self.mask_decoder,
+            self.class_tokens.weight,
+            self.classifier,
+            maps + self._no_prompt(),
+            self._positions(maps),
+        )
+
+    def sites(self) -> tuple[Site, ...]:
+        """Patch embedding, encoder blocks with their layers, neck, and the mask decoder as the head."""
+        return tuple(self._list_sites())
+
+    def head_names(self) -> tuple[str, ...]:
+        """The classifier of mask tokens; for two classes nothing is new."""
+        return () if self.classifier is None else ("classifier",)
+
+    def encoder_names(self) -> tuple[str, ...]:
+        """The image encoder with its neck."""
+        return ("vision_encoder",)
+
+    def published(self) -> Mapping[str, PublishedWeights]:
+        """The hub's (first) and the original code's; for ViT-B MedSAM's too."""
+        repository = f"facebook/{self.variant}"
+        name, sha256 = _ORIGINAL[self.variant]
+        found = {
+            repository: PublishedWeights(
+                url=_HUB.format(repository=repository, file="model.safetensors"),
+                filename=f"{repository.replace('/', '-')}.safetensors",
+                sha256="",
+            ),
+            "segment-anything": PublishedWeights(
+                url=f"https://dl.fbaipublicfiles.com/segment_anything/{name}.pth",
+                filename=f"{name}.pth",
+                sha256=sha256,
+            ),
+        }
+        if self.variant == "sam-vit-base":
+            found[_MEDICAL] = PublishedWeights(
+                url=_HUB.format(repository=_MEDICAL, file="medsam_vit_b.pth"),
+                filename="medsam_vit_b.pth",
+                sha256="",
+            )
+        return found
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accepts the original code's layout, and files for another number of classes."""
+        state = to_transformers(state)
+        if self.class_tokens is None:
+            return {k: v for k, v in state.items() if not k.startswith(("class_tokens.", "classifier."))}
+        own = self.class_tokens.weight.detach()  # [N, D]
+        found = state.get("class_tokens.weight")
+        published = state.get("mask_decoder.mask_tokens.weight")  # [4, D]
+        if published is None or (found is not None and found.shape == own.shape):
+            return state
+        return {**state, "class_tokens.weight": published[:1] + own * published.std()}
+
+    def _positions(self, maps: Tensor) -> Tensor:
+        grid = (maps.shape[2], maps.shape[3])
+        return image_positions(self.shared_image_embedding, grid)
+
+    def _no_prompt(self) -> Tensor:
+        """The dense embedding [1, D, 1, 1] of "no mask given"."""
+        weight: Tensor = self.prompt_encoder.no_mask_embed.weight
+        return weight.view(1, -1, 1, 1)
+
+    def _is_unused(self, name: str) -> bool:
+        if name.startswith("prompt_encoder."):
+            return not name.startswith("prompt_encoder.no_mask_embed.")
+        hyper_networks = "mask_decoder.output_hypernetworks_mlps."
+        if name.startswith(hyper_networks):
+            return not name.startswith(f"{hyper_networks}0.")
+        own_tokens = "mask_decoder.mask_tokens." if self.class_tokens is not None else ()
+        return name.startswith("mask_decoder.iou_prediction_head.") or name.startswith(own_tokens)
+
+    def _list_sites(self) -> Iterator[Site]:
+        encoder, prefix = self.vision_encoder, "vision_encoder"
+        patches = f"{prefix}.patch_embed"
+        yield Site(
+            name=patches,
+            kind=SiteKind.TOKENS,
+            module=encoder.patch_embed,
+            part=Part.ENCODER,
+            channel_axis=-1,
+        )
+        projection = f"{patches}.projection"
+        yield Site(
+            name=projection,
+            kind=SiteKind.CONV,
+            module=self.get_submodule(projection),
+            part=Part.ENCODER,
+        )
+        for index, layer in enumerate(encoder.layers):
+            for name, kind in _BLOCK_KINDS.items():
+                yield Site(
+                    name=f"{prefix}.layers.{index}.{name}".rstrip("."),
+                    kind=kind,
+                    module=layer.get_submodule(name),
+                    part=Part.ENCODER,
+                    block=index,
+                    windowed=index not in self._global_blocks,
+                    channel_axis=-1,
+                    splits=_thirds(layer.get_submodule(name)) if kind is SiteKind.ATTENTION_QKV else (),
+                )
+        for name, kind in _NECK_KINDS.items():
+            yield Site(
+                name=f"{prefix}.neck.{name}",
+                kind=kind,
+                module=encoder.neck.get_submodule(name),
+                part=Part.NECK,
+            )
+        for name, module in self.named_modules():
+            own = [f"{name}.{key}" for key in module._parameters]
+            if name.startswith(("mask_decoder.", "class")) and own and self.unused.isdisjoint(own):
+                yield _head_site(name, module)
+
+
+def _thirds(layer: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    """Where q, k and v are among a fused layer's outputs."""
+    assert isinstance(layer, nn.Linear)
+    width = layer.in_features
+    return tuple((name, index * width, (index + 1) * width) for index, name in enumerate("qkv"))
+
+
+def _head_site(name: str, module: nn.Module) -> Site:
+    channel_first = (
+        isinstance(module, nn.ConvTranspose2d) or getattr(module, "data_format", "") == "channels_first"
+    )
+    return Site(
+        name=name,
+        kind=SiteKind.HEAD,
+        module=module,
+        part=Part.HEAD,
+        channel_axis=1 if channel_first else -1,
+        # Tokens are read, never looked up.
+        access=Access.WEIGHT if isinstance(module, nn.Embedding) else Access.CALL,
+    )

@@ -27,11 +27,11 @@ CLASSES = "sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicycl
 DATA = {
     "data.classes": CLASSES,
     "data.ignore_index": 11,
-    "data.resize": "180,240",
+    "data.resize": "120,160",
     "data.scale": "0.8,1.25",
 }
 UNET = {"model.depth": 4, "model.width": 16}
-DAY = {"data.exclude": "0001TP*", "train.epochs": 25, "train.validate_every": 5, "train.batch_size": 8}
+DAY = {"data.exclude": "0001TP*", "train.epochs": 20, "train.validate_every": 5, "train.batch_size": 8}
 DUSK = {"data.include": "0001TP*", "train.epochs": 15, "train.validate_every": 5, "train.batch_size": 8}
 DEEPLAB = {
     "data.include": "0001TP*",
@@ -44,8 +44,9 @@ CELLS: dict[str, dict[str, Any]] = {
     "head": {},
     "bitfit": {},
     "norm": {},
-    "lora r=4": {"method.rank": 4},
-    "lora r=16": {"method.rank": 16},
+    "lora r=4 lr=1e-3": {"method.rank": 4, "optim.learning_rate": 1e-3},
+    "lora r=16 lr=1e-3": {"method.rank": 16, "optim.learning_rate": 1e-3},
+    "lora r=16 lr=5e-3": {"method.rank": 16, "optim.learning_rate": 5e-3},
     "full": {},
 }
 

@@ -108,11 +108,11 @@ def build_loss(config: RunConfig, classes: Classes) -> nn.Module:
     return loss
 
 
-def learning_rate(config: RunConfig) -> float:
-    """The peak learning rate: the setting, or that of the run's first method."""
+def learning_rate(config: RunConfig, applied: Applied) -> float:
+    """The peak learning rate: the setting, or that of the run's first method on its sites."""
     if config.optim.learning_rate != "auto":
         return config.optim.learning_rate
-    rate: float = METHODS.load(next(iter(config.method_parts))).learning_rate
+    rate: float = METHODS.load(next(iter(config.method_parts))).rate_for(applied.sites)
     return rate
 
 

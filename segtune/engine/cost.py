@@ -75,8 +75,9 @@ def estimate_memory(
         precision: "32", "bf16" or "16".
         optimizer: "adam" and "adamw" keep two numbers for each parameter, "sgd" one.
     """
-    with FakeTensorMode():
-        built = build_model(model, num_classes, model_settings)
+    built = build_model(model, num_classes, model_settings, meta=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        built.to_empty(device="cpu")
         applied = _apply(built, parts)
         built.train()
         images = torch.empty(batch_size, built.input_spec.channels, *size)

@@ -147,7 +147,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         "device": job.device.type,
         "precision": job.precision,
         "crop": job.crop,
-        "learning_rate": learning_rate(config),
+        "learning_rate": learning_rate(config, applied),
         "seed": config.train.seed,
         "versions": versions(),
         "commit": git_commit(Path(segtune.__file__).parent.parent),

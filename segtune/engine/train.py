@@ -54,7 +54,9 @@ class Trainer:
         """
         job = self.job
         applied = job.tunable.applied
-        optimizer = build_optimizer(applied.parameters(), self.config.optim, learning_rate(self.config))
+        optimizer = build_optimizer(
+            applied.parameters(), self.config.optim, learning_rate(self.config, applied)
+        )
         precision: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[job.precision]
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         fabric = Fabric(accelerator=job.device.type, devices=1, precision=precision)
@@ -87,7 +89,7 @@ class Trainer:
         self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog, monitor: ResourceMonitor
     ) -> None:
         config, progress = self.config, self.progress
-        peak = learning_rate(config)
+        peak = learning_rate(config, self.job.tunable.applied)
         batches = self._batches(progress.step)
         model.train()
         begin = time.perf_counter()

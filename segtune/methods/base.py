@@ -237,12 +237,17 @@ class Method(ABC):
     """True where the base starts from random weights whatever weights were asked for."""
 
     learning_rate: ClassVar[float] = 1e-3
-    """Peak learning rate of `optim.learning_rate=auto`."""
+    """Peak learning rate of `optim.learning_rate=auto`, where `rate_for` does not say otherwise."""
 
     settings: MethodSettings
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    def rate_for(cls, sites: Iterable[Site]) -> float:
+        """Peak learning rate of `optim.learning_rate=auto` for the sites in use."""
+        return cls.learning_rate
 
     @abstractmethod
     def apply(self, host: Host) -> None:

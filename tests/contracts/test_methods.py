@@ -81,7 +81,8 @@ def test_merged_equals_unmerged_or_says_why_not(model_name, method):
     for parameter in applied.parameters().values():  # far from the start, where a wrong merge shows
         if parameter.ndim > 1:
             parameter.data.add_(0.05 * torch.randn_like(parameter))
-    model.double()  # a deep random network amplifies single precision's rounding; layers have a test in float32
+    # in double: a deep random network amplifies rounding; single layers have a test in float32
+    model.double()
     x = images().double()
     expected = logits(model, x)
     if applied.merge_refusals():

@@ -98,15 +98,14 @@ def tree_hash(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def segtune_process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """`segtune ...` in a process of its own, with one thread."""
+def python_process(*arguments: str) -> subprocess.Popen[str]:
+    """`python ...` in a process of its own, with one thread."""
     return subprocess.Popen(
-        [sys.executable, "-m", "segtune", *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 

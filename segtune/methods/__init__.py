@@ -12,6 +12,7 @@ METHODS = Registry(
         "head": "segtune.methods.head:Head",
         "bitfit": "segtune.methods.bitfit:BitFit",
         "norm": "segtune.methods.norm:Norm",
+        "ia3": "segtune.methods.ia3:Ia3",
         "lora": "segtune.methods.lora:Lora",
     },
 )

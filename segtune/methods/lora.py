@@ -34,8 +34,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segtune.errors import UsageError
-from segtune.methods.attach import Operation, full_precision, own_weight
+from segtune.methods.attach import Operation, Order, full_precision, own_weight
 from segtune.methods.base import Host, Method, PlacementSettings
+from segtune.methods.layers import runs_as_called
 from segtune.types import Access, Site, SiteKind
 
 Form = Literal["branch", "weight"]
@@ -126,6 +127,11 @@ class LoraOperation(Operation):
             return torch.baddbmm(y.flatten(2), batch, low.flatten(2), alpha=self.scale).view(y.shape)
         return y + F.conv2d(low, (up * self.scale)[:, :, None, None])
 
+    @property
+    def order(self) -> Order:
+        """A sum, in either form."""
+        return Order.ADDS_TO_WEIGHT
+
     def fold(self, layer: nn.Module) -> None:
         """Adds `s B A` to the layer's weight."""
         weight = own_weight(layer)
@@ -149,19 +155,12 @@ def factor_shape(layer: nn.Module) -> tuple[int, int]:
 
 def branch_possible(layer: nn.Module, access: Access) -> bool:
     """Whether the branch computes the same as the changed weight on this layer."""
-    if access is Access.WEIGHT:
+    if not runs_as_called(layer, access):
         return False
     if isinstance(layer, nn.Linear):
-        return _keeps_forward(layer, nn.Linear)
+        return True
     assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    if layer.groups != 1:
-        return False
-    return _keeps_forward(layer, nn.Conv2d) or _keeps_forward(layer, nn.ConvTranspose2d)
-
-
-def _keeps_forward(layer: nn.Module, base: type[nn.Module]) -> bool:
-    cls = getattr(type(layer), "adapted_class", type(layer))
-    return cls.forward is base.forward
+    return layer.groups == 1
 
 
 def choose_form(layer: nn.Module, access: Access) -> Form:

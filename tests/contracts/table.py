@@ -10,6 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
+from segtune.errors import NoSiteError
 from segtune.methods import METHODS
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
@@ -27,8 +28,6 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "deeplabv3": ("deeplabv3_mobilenet_v3_large", {}),
     "segformer": ("smp:segformer/mit_b0", {}),
 }
-
-CASES = [(model, method) for model in MODELS for method in METHODS if not method.endswith(":")]
 
 
 @functools.cache
@@ -72,6 +71,16 @@ def make_applied(model: SegModel, method: str, **settings: object) -> Applied:
     return applied
 
 
+@functools.cache
+def offers(model_name: str, method: str) -> bool:
+    """Whether a model has a site of a kind that every one of the joined methods attaches to by default."""
+    try:
+        make_applied(make_model(model_name), method)
+    except NoSiteError:
+        return False
+    return True
+
+
 def images(batch: int = 2, seed: int = 0) -> Tensor:
     """[B, 3, 64, 96] in [0, 1]."""
     return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
@@ -109,3 +118,11 @@ def logits(model: torch.nn.Module, x: Tensor | None = None) -> Tensor:
     with torch.no_grad():
         out: Tensor = model(images() if x is None else x).logits
     return out
+
+
+CASES = [
+    (model, method)
+    for model in MODELS
+    for method in METHODS
+    if not method.endswith(":") and offers(model, method)
+]

@@ -14,5 +14,6 @@ METHODS = Registry(
         "norm": "segtune.methods.norm:Norm",
         "ia3": "segtune.methods.ia3:Ia3",
         "lora": "segtune.methods.lora:Lora",
+        "rslora": "segtune.methods.rslora:RsLora",
     },
 )

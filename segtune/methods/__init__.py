@@ -15,5 +15,12 @@ METHODS = Registry(
         "ia3": "segtune.methods.ia3:Ia3",
         "lora": "segtune.methods.lora:Lora",
         "rslora": "segtune.methods.rslora:RsLora",
+        "dora": "segtune.methods.dora:Dora",
+        "lora-plus": "segtune.methods.lora_plus:LoraPlus",
+        "lora-fa": "segtune.methods.lora_fa:LoraFa",
+        "interpolated-lora": "segtune.methods.interpolated_lora:InterpolatedLora",
+        "pissa": "segtune.methods.pissa:Pissa",
+        "ssf": "segtune.methods.ssf:Ssf",
+        "adapter": "segtune.methods.adapter:Adapter",
     },
 )

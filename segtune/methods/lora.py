@@ -87,6 +87,8 @@ class LoraOperation(Operation):
         ranges: of the outputs that are changed; default: all.
     """
 
+    down: Tensor
+
     def __init__(
         self,
         layer: nn.Module,
@@ -109,14 +111,15 @@ class LoraOperation(Operation):
         # uniform in +-1/sqrt(fan in), as the layers themselves start
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B, with zeros for the outputs that are not changed, and A."""
+        return spread(self.up, self.ranges, self.rows, 0.0), self.down
+
     def delta(self, shape: torch.Size) -> Tensor:
         """`s B A` in the shape of the layer's weight."""
-        return self.product(self.up, self.down, shape)
-
-    def product(self, up: Tensor, down: Tensor, shape: torch.Size) -> Tensor:
-        """`s B A` of these two factors, in the shape of the layer's weight."""
-        with full_precision(up.device):
-            up = spread(up, self.ranges, self.rows, 0.0) * self.scale
+        with full_precision(self.up.device):
+            up, down = self.factors()
+            up = up * self.scale
             if self.transposed:  # weight [I, O/g, k, k] = sum over r of A[r, I, k, k] B[O/g, r]
                 inputs, _, height, width = shape
                 return torch.einsum("or,rikl->iokl", up, down.view(-1, inputs, height, width))
@@ -132,8 +135,7 @@ class LoraOperation(Operation):
             return y
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        up = spread(self.up, self.ranges, self.rows, 0.0).to(x.dtype)
-        down = self.down.to(x.dtype)
+        up, down = (factor.to(x.dtype) for factor in self.factors())
         if isinstance(layer, nn.Linear):
             low = F.linear(x, down)  # [..., r]
             flat = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scale)
@@ -242,13 +244,12 @@ class LowRank(Method):
 
     def _check_targets(self, host: Host) -> None:
         known = {name for site in host.sites for name, _, _ in site.splits}
+        names = ", ".join(sorted(known))
         for target in self.settings.targets or ():
             if target not in known:
                 raise UsageError(
-                    f"{self.name}: method.targets names {target!r}, and no layer of this model has such outputs",
-                    hint=f"named outputs: {', '.join(sorted(known))}"
-                    if known
-                    else "leave method.targets out",
+                    f"{self.name}: method.targets names {target!r}; no layer of this model has such outputs",
+                    hint=f"named outputs: {names}" if known else "leave method.targets out",
                 )
 
 

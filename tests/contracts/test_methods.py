@@ -180,7 +180,17 @@ def test_activation_checkpointing_gives_equal_gradients(model_name, method):
 
 
 @pytest.mark.parametrize(
-    "method", ["lora+norm", "lora+norm+bitfit", "head+lora", "norm+bitfit", "bitfit+head", "ia3+norm"]
+    "method",
+    [
+        "lora+norm",
+        "lora+norm+bitfit",
+        "head+lora",
+        "norm+bitfit",
+        "bitfit+head",
+        "ia3+norm",
+        "lora+ssf",
+        "adapter+lora",
+    ],
 )
 @pytest.mark.parametrize("model_name", MODELS)
 def test_methods_compose(model_name, method):
@@ -198,7 +208,9 @@ def test_methods_compose(model_name, method):
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("method", ["lora+ia3", "ia3+lora"])
+@pytest.mark.parametrize(
+    "method", ["lora+ia3", "ia3+lora", "dora+lora", "ssf+lora", "ia3+ssf", "interpolated-lora+ia3"]
+)
 @pytest.mark.parametrize("model_name", ["unet", "segformer"])
 def test_methods_on_the_same_layers_merge(model_name, method):
     model = make_model(model_name)

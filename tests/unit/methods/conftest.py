@@ -49,14 +49,19 @@ def x(request):
     return torch.randn(3, 5, 6).double() if linear else torch.randn(2, 6, 9, 11).double()
 
 
-def weight_by_output(layer: nn.Module):
-    """(output channel, index into the weight) pairs, written out from the layers' documentation."""
-    weight = layer._parameters["weight"]
-    if not isinstance(layer, nn.ConvTranspose2d):
-        return [(o, (o,)) for o in range(weight.shape[0])]
-    inputs, per_group = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-    return [
-        (group * per_group + o, (slice(group * inputs, (group + 1) * inputs), o))
-        for group in range(layer.groups)
-        for o in range(per_group)
-    ]
+@pytest.fixture
+def weight_by_output():
+    """A function: layer to (output channel, index into the weight) pairs, one channel at a time."""
+
+    def pairs(layer: nn.Module):
+        weight = layer._parameters["weight"]
+        if not isinstance(layer, nn.ConvTranspose2d):
+            return [(o, (o,)) for o in range(weight.shape[0])]
+        inputs, per_group = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        return [
+            (group * per_group + o, (slice(group * inputs, (group + 1) * inputs), o))
+            for group in range(layer.groups)
+            for o in range(per_group)
+        ]
+
+    return pairs

@@ -259,7 +259,8 @@ def test_layers_without_named_outputs_are_changed_as_a_whole_and_those_without_t
     for index, one in enumerate(sites):
         object.__setattr__(one, "name", str(index))
     object.__setattr__(sites[2], "splits", (("k", 0, 5),))
-    applied = apply(model, sites, {"lora": LoraSettings(rank=3, targets=("q",))})
+    settings = LoraSettings(rank=3, targets=("q",), kinds=("attention_qkv", "linear"))
+    applied = apply(model, sites, {"lora": settings})
     shapes = {name: tuple(p.shape) for name, p in applied.parameters().items() if name.endswith("up")}
     assert shapes == {"0.adapters.lora.up": (4, 3), "1.adapters.lora.up": (5, 3)}
 

@@ -78,9 +78,12 @@ class Site:
     """Whether the block attends within windows only; None outside of attention blocks."""
     channel_axis: int = 1
     """Axis of the output's channels: 1 for [B, C, H, W], -1 for channel-last tensors."""
+    channels: int | None = None
+    """Number of the output's channels; None where the model does not say."""
     access: Access = Access.CALL
     splits: tuple[tuple[str, int, int], ...] = ()
-    """Named ranges (name, first, end) of the output channels of a fused layer, e.g. q, k and v."""
+    """Named ranges (name, first, end) of the output channels of a fused layer, e.g. q, k and v; a layer
+    that is not fused may name its one range."""
 
 
 @dataclass(frozen=True, kw_only=True)

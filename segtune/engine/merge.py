@@ -56,6 +56,13 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
     applied = copy.deepcopy(run.tunable.applied)
     applied.merge()
     assert isinstance(applied.model, SegModel)
+    added = sorted(applied.model.state_dict().keys() - unmerged.state_dict().keys())
+    if added:
+        raise MergeError(
+            f"merging {applied.method} gives {description.model} {len(added)} tensors that it does not have"
+            f" ({', '.join(added[:3])}), so that no file could be loaded back",
+            hint="use the run as it is; ssf with method.shift_without_bias=false merges into a file",
+        )
     differences = {
         "merged": _differences(applied.model, probes, expected),
     }

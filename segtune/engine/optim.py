@@ -12,7 +12,10 @@ from segtune.config.run import OptimSettings
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], settings: OptimSettings, rate: float
+    parameters: Mapping[str, nn.Parameter],
+    settings: OptimSettings,
+    rate: float,
+    factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser over the trained parameters; vectors (norms, biases) do not decay.
 
@@ -20,18 +23,34 @@ def build_optimizer(
         parameters: by name; at least one.
         settings: which optimiser.
         rate: peak learning rate.
+        factors: learning rate of a parameter as a multiple of the peak, by name; default 1.
+
+    Returns:
+        An optimiser whose groups hold their `factor`, for `set_rate`.
     """
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
+    chosen: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        factor = 1.0 if factors is None else factors.get(name, 1.0)
+        chosen.setdefault((factor, parameter.ndim <= 1), []).append(parameter)
     groups = [
-        {"params": chosen, "weight_decay": decay}
-        for chosen, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
-        if chosen
+        {
+            "params": chosen[factor, is_vector],
+            "lr": rate * factor,
+            "factor": factor,
+            "weight_decay": 0.0 if is_vector else settings.weight_decay,
+        }
+        for factor, is_vector in sorted(chosen)
     ]
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=rate, betas=settings.betas)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets a step's learning rate; each group takes its own multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def rate_factor(settings: OptimSettings, step: int, num_steps: int) -> float:

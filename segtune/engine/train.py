@@ -21,7 +21,7 @@ from segtune.engine.failures import is_out_of_memory, not_a_number, out_of_memor
 from segtune.engine.infer import Inference
 from segtune.engine.job import Job
 from segtune.engine.log import MetricLog
-from segtune.engine.optim import build_optimizer, rate_factor
+from segtune.engine.optim import build_optimizer, rate_factor, set_rate
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.tensors import write_tensors
@@ -55,7 +55,10 @@ class Trainer:
         job = self.job
         applied = job.tunable.applied
         optimizer = build_optimizer(
-            applied.parameters(), self.config.optim, learning_rate(self.config, applied)
+            applied.parameters(),
+            self.config.optim,
+            learning_rate(self.config, applied),
+            applied.rate_factors(),
         )
         precision: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[job.precision]
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -95,8 +98,7 @@ class Trainer:
         begin = time.perf_counter()
         while progress.step < self.job.num_steps and not progress.stopped:
             rate = peak * rate_factor(config.optim, progress.step, self.job.num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate)
             # dropout and the like depend on the step alone, so that resuming repeats them
             torch.manual_seed(derive_seed("step", config.train.seed, progress.step))
             loss, wait, num_images = self._step(fabric, model, optimizer, batches)

@@ -45,7 +45,7 @@ class Applied:
         return tuple(operation for _, _, operation in self.host.operations)
 
     def owned(self) -> dict[str, Owned]:
-        """Trained parameters and moving buffers by state-dict key, in the model's order."""
+        """Trained parameters and saved buffers by state-dict key, in the model's order."""
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: self.host.owned[t] for name, t in named if t in self.host.owned}
 
@@ -54,8 +54,17 @@ class Applied:
         return {n: o.tensor for n, o in self.owned().items() if isinstance(o.tensor, nn.Parameter)}
 
     def buffers(self) -> dict[str, Tensor]:
-        """Moving buffers by state-dict key."""
+        """Buffers that are saved with the parameters, by state-dict key."""
         return {n: o.tensor for n, o in self.owned().items() if not isinstance(o.tensor, nn.Parameter)}
+
+    def rate_factors(self) -> dict[str, float]:
+        """Learning rate of every trained parameter by state-dict key, as a multiple of the run's."""
+        special = {
+            operation.get_parameter(name): factor
+            for operation in self.operations
+            for name, factor in operation.rate_factors().items()
+        }
+        return {name: special.get(parameter, 1.0) for name, parameter in self.parameters().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that must be saved to get this model back from its base."""
@@ -119,7 +128,7 @@ class Applied:
                 f"{self.method} cannot be merged: {refusals[0]}",
                 hint="use the run as it is: predict and evaluate work on the unmerged adapter",
             )
-        for site, _, operation in self.host.operations:
+        for site, _, operation in sorted(self.host.operations, key=lambda entry: entry[2].order):
             operation.fold(site.module)
         self._release()
 

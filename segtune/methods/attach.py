@@ -9,7 +9,8 @@ would be bypassed there without a word (docs/decisions/0002-adapter-layer.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,18 @@ from torch import Tensor, nn
 
 OPERATIONS = "adapters"
 """Name of the child that holds a layer's operations; the keys of its tensors start with it."""
+
+
+class Order(IntEnum):
+    """When an operation acts on a layer that has several; equal ones act as they were attached.
+
+    A sum is computed as a branch beside the layer or in its weight, whichever is faster. Because of
+    this order the outcome does not depend on which one it was, and folding gives the same.
+    """
+
+    REPLACES_WEIGHT = 0
+    ADDS_TO_WEIGHT = 1
+    AROUND = 2
 
 
 class Operation(nn.Module):
@@ -27,7 +40,10 @@ class Operation(nn.Module):
     """
 
     changes_weight: bool = False
-    """True where `weight` is used: the layer then computes with the changed weight."""
+    """True where `weight` is used: the layer then computes with the changed weight (and bias)."""
+
+    constants: ClassVar[frozenset[str]] = frozenset()
+    """Names of buffers that are saved with the adapter and that nothing moves."""
 
     penalty: Tensor | None = None
     """Scalar loss of the last forward in training, where the operation has one."""
@@ -40,6 +56,10 @@ class Operation(nn.Module):
         """The layer's weight, changed; same shape."""
         return weight
 
+    def bias(self, bias: Tensor | None) -> Tensor | None:
+        """The layer's bias, changed; asked for where `changes_weight`."""
+        return bias
+
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output y for the input x, changed; same shape as y."""
         return y
@@ -51,6 +71,15 @@ class Operation(nn.Module):
     def merge_refusal(self) -> str | None:
         """Why the operation cannot be folded into its layer; None where it can."""
         return "it is not a linear change of the layer's weights"
+
+    @property
+    def order(self) -> Order:
+        """When it acts on a layer that has several operations."""
+        return Order.REPLACES_WEIGHT if self.changes_weight else Order.AROUND
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """Learning rates of its parameters by name, as multiples of the run's, where they differ from it."""
+        return {}
 
 
 class Adapted:
@@ -102,10 +131,33 @@ class AdaptedWeight(Adapted):
                 effective = operation.weight(effective)
         return effective
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The effective bias."""
+        if "bias" not in self._parameters:
+            raise AttributeError(f"{type(self).__name__} has no bias")
+        effective: Tensor | None = self._parameters["bias"]
+        for operation in self.operations():
+            if operation.changes_weight:
+                effective = operation.bias(effective)
+        return effective
+
+
+class AdaptedSequence(Adapted):
+    """The same for a sequence of layers, whose forward runs through its children."""
+
+    def __iter__(self) -> Iterator[nn.Module | None]:
+        return (child for name, child in self._modules.items() if name != OPERATIONS)
+
+    def __len__(self) -> int:
+        return len(self._modules) - (OPERATIONS in self._modules)
+
 
 @functools.cache
 def _make(cls: Any, has_weight: bool) -> Any:
-    mixin = AdaptedWeight if has_weight else Adapted
+    mixin: type[Adapted] = AdaptedWeight if has_weight else Adapted
+    if issubclass(cls, nn.Sequential):
+        mixin = AdaptedSequence
     return type(f"Adapted{cls.__name__}", (mixin, cls), {"adapted_class": cls})
 
 
@@ -138,7 +190,7 @@ def _restore(layer: nn.Module) -> None:
 
 
 def attach(layer: nn.Module, name: str, operation: Operation) -> None:
-    """Puts an operation on a layer, behind those it has.
+    """Puts an operation on a layer, behind those it has of the same order.
 
     Args:
         layer: any module whose first argument and only result are tensors.
@@ -153,6 +205,14 @@ def attach(layer: nn.Module, name: str, operation: Operation) -> None:
         layer.add_module(OPERATIONS, held)
     assert isinstance(held, nn.ModuleDict) and name not in held, f"{name} is on the layer already"
     held[name] = operation.train(layer.training)
+    in_order = sorted(held.items(), key=_order_of)
+    held.clear()
+    held.update(dict(in_order))
+
+
+def _order_of(item: tuple[str, nn.Module]) -> Order:
+    assert isinstance(item[1], Operation)
+    return item[1].order
 
 
 def detach(layer: nn.Module, name: str) -> None:

@@ -68,6 +68,8 @@ class Owned:
     role: Role
     original: Tensor | None = None
     """The value before the method, on the CPU; None for tensors that the method made."""
+    constant: bool = False
+    """Saved with the rest, but nothing moves it."""
 
 
 @dataclass(eq=False)
@@ -108,15 +110,29 @@ class Host:
             set_statistics_frozen(norm, False)
             norm.train(self.model.training)
 
-    def select(self, kinds: Collection[SiteKind], placement: PlacementSettings, method: str) -> list[Site]:
+    def select(
+        self,
+        kinds: Collection[SiteKind],
+        placement: PlacementSettings,
+        method: str,
+        *,
+        among: Iterable[Site] | None = None,
+    ) -> list[Site]:
         """The sites of these kinds that the settings ask for.
 
         The classifier counts as a site of its layer's kind where it is not trained as a whole.
 
+        Args:
+            kinds: what the method attaches to.
+            placement: the user's wishes.
+            method: the method's name, for messages.
+            among: the sites that the method can use; default: all.
+
         Raises:
             NoSiteError: there is none; the message lists what the model offers.
         """
-        offered = [site for site in self.sites if self.kind_of(site) in kinds]
+        usable = self.sites if among is None else among
+        offered = [site for site in usable if self.kind_of(site) in kinds]
         chosen = [
             site
             for site in offered
@@ -165,17 +181,20 @@ class Host:
     def attach(self, site: Site, name: str, operation: Operation) -> None:
         """Puts an operation on a site; all of its parameters are trained.
 
+        The site counts as used where the operation has tensors of its own.
+
         While a method is applied, new tensors are made on the model's device by default.
         """
         attach(site.module, name, operation)
         self._undo.append(partial(detach, site.module, name))
         self.operations.append((site, name, operation))
-        self.used[site.name] = site
         for parameter in operation.parameters():
             parameter.requires_grad_(True)
             self.owned[parameter] = Owned(parameter, Role.ADAPTER)
-        for buffer in operation.buffers():
-            self.owned[buffer] = Owned(buffer, Role.ADAPTER)
+            self.used[site.name] = site
+        for buffer_name, buffer in operation.named_buffers():
+            self.owned[buffer] = Owned(buffer, Role.ADAPTER, constant=buffer_name in operation.constants)
+            self.used[site.name] = site
 
     def train(self, site: Site, role: Role, names: Iterable[str] | None = None) -> None:
         """Trains a site's own parameters: all of them, or those named."""
@@ -236,6 +255,9 @@ class Method(ABC):
     random_base: ClassVar[bool] = False
     """True where the base starts from random weights whatever weights were asked for."""
 
+    starts_as_base: ClassVar[bool] = True
+    """False where the output at the start is close to the base's, but not the same; the file says why."""
+
     learning_rate: ClassVar[float] = 1e-3
     """Peak learning rate of `optim.learning_rate=auto`, where `rate_for` does not say otherwise."""
 
@@ -261,6 +283,20 @@ class Method(ABC):
 def leaf_sites(sites: Iterable[Site]) -> list[Site]:
     """The sites that are single layers."""
     return [site for site in sites if site.kind in LEAF_KINDS]
+
+
+def mlp_pairs(sites: Iterable[Site]) -> list[tuple[Site, Site]]:
+    """First and last layer of every MLP among the sites.
+
+    Layers of kind `mlp` belong together where they lie in the same block or, outside of blocks, in
+    the same module; a layer that is alone is left out.
+    """
+    groups: dict[object, list[Site]] = {}
+    for site in sites:
+        if site.kind is SiteKind.MLP:
+            key = site.name.rpartition(".")[0] if site.block is None else site.block
+            groups.setdefault(key, []).append(site)
+    return [(group[0], group[-1]) for group in groups.values() if len(group) > 1]
 
 
 def num_own_parameters(site: Site) -> int:

@@ -2,7 +2,8 @@
 
 What it changes
     A layer's weight becomes `W0 + s B A` with B = 0 at the start, so that the model starts as the
-    base. `s = alpha / r`, or `alpha / sqrt(r)` with `rank_stabilised`.
+    base. `s = alpha / r`, or `alpha / sqrt(r)` with `rank_stabilised`. With `targets`, only those outputs
+    of a fused layer are changed (e.g. queries and values) and B has rows for them alone.
 
 Where it attaches
     Linear, Conv2d and ConvTranspose2d layers with any stride, dilation, groups (depthwise too),
@@ -12,7 +13,7 @@ Where it attaches
 
 Parameters
     Linear `r (I + O)`; Conv2d `r (I/g k k + O)`; ConvTranspose2d `r (I k k + O/g)`, for I inputs, O
-    outputs, g groups and a k x k kernel.
+    outputs (of a fused layer with `targets`: those), g groups and a k x k kernel.
 
 When to use it
     For adapters of a few megabytes that merge into the base at no cost in inference. It saves
@@ -27,8 +28,9 @@ Source
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +38,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segtune.errors import UsageError
-from segtune.methods.attach import Operation, full_precision, own_weight
+from segtune.methods.attach import Operation, Order, full_precision, own_weight
 from segtune.methods.base import Host, Method, PlacementSettings
+from segtune.methods.layers import Ranges, named_ranges, runs_as_called, spread, width_of
 from segtune.types import Access, Site, SiteKind
 
 Form = Literal["branch", "weight"]
@@ -58,13 +61,14 @@ LAYER_KINDS = frozenset(
 """Kinds of sites that have a weight to change."""
 
 
-class LoraSettings(PlacementSettings):
-    """Settings of `lora`."""
+class LowRankSettings(PlacementSettings):
+    """Settings of every method that changes weights by a product of two thin matrices."""
 
     rank: int = Field(4, ge=1, description="r, the rank of the change")
     alpha: float | None = Field(None, gt=0, description="scale numerator; default: the rank, so that s = 1")
-    rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(r) (rsLoRA)")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the branch's inputs dropped in training")
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="outputs of fused layers to change, e.g. q,v; default: all"
+    )
     kinds: (
         tuple[Literal["attention_qkv", "attention_proj", "mlp", "linear", "conv", "conv_transpose"], ...]
         | None
@@ -73,6 +77,13 @@ class LoraSettings(PlacementSettings):
         min_length=1,
         description="kinds of sites to attach to; default: attention_qkv where the model has it, else all",
     )
+
+
+class LoraSettings(LowRankSettings):
+    """Settings of `lora`."""
+
+    rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(r) (rsLoRA)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the branch's inputs dropped in training")
 
 
 class LoraOperation(Operation):
@@ -88,28 +99,46 @@ class LoraOperation(Operation):
         scale: s.
         dropout: share of the branch's inputs set to zero in training.
         form: "branch" or "weight".
+        ranges: of the outputs that are changed; default: all.
     """
 
-    def __init__(self, layer: nn.Module, *, rank: int, scale: float, dropout: float, form: Form) -> None:
+    down: Tensor
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        *,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        form: Form,
+        ranges: Ranges | None = None,
+    ) -> None:
         super().__init__()
-        rows, columns = factor_shape(layer)
+        self.rows, columns = factor_shape(layer)
+        self.ranges = ((0, self.rows),) if ranges is None else tuple(ranges)
         self.scale = scale
         self.dropout = dropout
         self.changes_weight = form == "weight"
         self.transposed = isinstance(layer, nn.ConvTranspose2d)
         self.down = nn.Parameter(torch.empty(rank, columns))  # A
-        self.up = nn.Parameter(torch.zeros(rows, rank))  # B
+        self.up = nn.Parameter(torch.zeros(width_of(self.ranges), rank))  # B
         # uniform in +-1/sqrt(fan in), as the layers themselves start
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B, with zeros for the outputs that are not changed, and A."""
+        return spread(self.up, self.ranges, self.rows, 0.0), self.down
 
     def delta(self, shape: torch.Size) -> Tensor:
         """`s B A` in the shape of the layer's weight."""
         with full_precision(self.up.device):
+            up, down = self.factors()
+            up = up * self.scale
             if self.transposed:  # weight [I, O/g, k, k] = sum over r of A[r, I, k, k] B[O/g, r]
                 inputs, _, height, width = shape
-                down = self.down.view(-1, inputs, height, width)
-                return torch.einsum("or,rikl->iokl", self.up * self.scale, down)
-            return torch.mm(self.up * self.scale, self.down).view(shape)
+                return torch.einsum("or,rikl->iokl", up, down.view(-1, inputs, height, width))
+            return torch.mm(up, down).view(shape)
 
     def weight(self, weight: Tensor) -> Tensor:
         """`W0 + s B A`."""
@@ -121,7 +150,7 @@ class LoraOperation(Operation):
             return y
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        up, down = self.up.to(x.dtype), self.down.to(x.dtype)
+        up, down = (factor.to(x.dtype) for factor in self.factors())
         if isinstance(layer, nn.Linear):
             low = F.linear(x, down)  # [..., r]
             flat = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scale)
@@ -140,6 +169,11 @@ class LoraOperation(Operation):
             batch = up.expand(y.shape[0], -1, -1)
             return torch.baddbmm(y.flatten(2), batch, low.flatten(2), alpha=self.scale).view(y.shape)
         return y + F.conv2d(low, (up * self.scale)[:, :, None, None])
+
+    @property
+    def order(self) -> Order:
+        """A sum, in either form."""
+        return Order.ADDS_TO_WEIGHT
 
     def fold(self, layer: nn.Module) -> None:
         """Adds `s B A` to the layer's weight."""
@@ -164,19 +198,12 @@ def factor_shape(layer: nn.Module) -> tuple[int, int]:
 
 def branch_possible(layer: nn.Module, access: Access) -> bool:
     """Whether the branch computes the same as the changed weight on this layer."""
-    if access is Access.WEIGHT:
+    if not runs_as_called(layer, access):
         return False
     if isinstance(layer, nn.Linear):
-        return _keeps_forward(layer, nn.Linear)
+        return True
     assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    if layer.groups != 1:
-        return False
-    return _keeps_forward(layer, nn.Conv2d) or _keeps_forward(layer, nn.ConvTranspose2d)
-
-
-def _keeps_forward(layer: nn.Module, base: type[nn.Module]) -> bool:
-    cls = getattr(type(layer), "adapted_class", type(layer))
-    return cls.forward is base.forward
+    return layer.groups == 1
 
 
 def choose_form(layer: nn.Module, access: Access) -> Form:
@@ -191,10 +218,12 @@ def choose_form(layer: nn.Module, access: Access) -> Form:
     return "branch" if pointwise or fan_in >= BRANCH_FAN_IN else "weight"
 
 
-class Lora(Method):
-    """LoRA on linear and convolution layers."""
+class LowRank(Method):
+    """A method that changes weights by a product of two thin matrices."""
 
-    settings: LoraSettings
+    settings: LowRankSettings
+    name: ClassVar[str]
+    """The method's own, for the keys of its tensors and in messages."""
 
     @classmethod
     def rate_for(cls, sites: Iterable[Site]) -> float:
@@ -204,24 +233,31 @@ class Lora(Method):
         return cls.learning_rate * (5 if only else 1)
 
     def apply(self, host: Host) -> None:
-        """Attaches a `LoraOperation` to every chosen site."""
-        settings = self.settings
-        alpha = settings.rank if settings.alpha is None else settings.alpha
-        scale = alpha / (math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank)
-        for site in host.select(self._kinds(host), settings, "lora"):
-            form = choose_form(site.module, site.access)
-            if settings.dropout:
-                if not branch_possible(site.module, site.access):
-                    raise UsageError(
-                        f"lora: dropout cannot be had on {site.name} ({_describe(site.module)}), whose change"
-                        " goes through the weight",
-                        hint="set method.dropout=0, or leave such layers out with method.exclude",
-                    )
-                form = "branch"
-            operation = LoraOperation(
-                site.module, rank=settings.rank, scale=scale, dropout=settings.dropout, form=form
-            )
-            host.attach(site, "lora", operation)
+        """Attaches an operation to every chosen site."""
+        self._check_targets(host)
+        usable = [site for site in host.sites if self.ranges(site) != ()]
+        for site in host.select(self._kinds(host), self.settings, self.name, among=usable):
+            host.attach(site, self.name, self.operation(site))
+
+    @abstractmethod
+    def operation(self, site: Site) -> Operation:
+        """What is attached to a site."""
+
+    @property
+    def scale(self) -> float:
+        """`s`."""
+        return 1.0 if self.settings.alpha is None else self.settings.alpha / self.settings.rank
+
+    def ranges(self, site: Site) -> Ranges | None:
+        """Which outputs of a site are changed; None: all."""
+        if self.settings.targets is None or not site.splits:
+            return None
+        return named_ranges(site, self.settings.targets)
+
+    def num_rows(self, site: Site) -> int:
+        """Rows of B."""
+        ranges = self.ranges(site)
+        return factor_shape(site.module)[0] if ranges is None else width_of(ranges)
 
     def _kinds(self, host: Host) -> frozenset[SiteKind]:
         if self.settings.kinds is not None:
@@ -231,7 +267,51 @@ class Lora(Method):
 
     def num_parameters(self, site: Site) -> int:
         """`r (rows of B + columns of A)`."""
-        return self.settings.rank * sum(factor_shape(site.module))
+        return self.settings.rank * (self.num_rows(site) + factor_shape(site.module)[1])
+
+    def _check_targets(self, host: Host) -> None:
+        known = {name for site in host.sites for name, _, _ in site.splits}
+        names = ", ".join(sorted(known))
+        for target in self.settings.targets or ():
+            if target not in known:
+                raise UsageError(
+                    f"{self.name}: method.targets names {target!r}; no layer of this model has such outputs",
+                    hint=f"named outputs: {names}" if known else "leave method.targets out",
+                )
+
+
+class Lora(LowRank):
+    """LoRA on linear and convolution layers."""
+
+    settings: LoraSettings
+    name = "lora"
+    operation_class: ClassVar[type[LoraOperation]] = LoraOperation
+
+    @property
+    def scale(self) -> float:
+        """`s`."""
+        rank = self.settings.rank
+        return super().scale * (math.sqrt(rank) if self.settings.rank_stabilised else 1.0)
+
+    def operation(self, site: Site) -> LoraOperation:
+        """A `LoraOperation`, in the faster form of those that are right for the site."""
+        form = choose_form(site.module, site.access)
+        if self.settings.dropout:
+            if not branch_possible(site.module, site.access):
+                raise UsageError(
+                    f"{self.name}: dropout cannot be had on {site.name} ({_describe(site.module)}), whose"
+                    " change goes through the weight",
+                    hint="set method.dropout=0, or leave such layers out with method.exclude",
+                )
+            form = "branch"
+        return self.operation_class(
+            site.module,
+            rank=self.settings.rank,
+            scale=self.scale,
+            dropout=self.settings.dropout,
+            form=form,
+            ranges=self.ranges(site),
+        )
 
 
 def _describe(layer: nn.Module) -> str:

@@ -154,6 +154,7 @@ def scan_sites(
         is_group = name in groups
         if is_group and traced is not None and name not in traced.shapes:
             continue
+        axis = _channel_axis(name, module, is_group, traced)
         in_head = any(name == top or name.startswith(f"{top}.") for top in head)
         found.append(
             Site(
@@ -162,7 +163,8 @@ def scan_sites(
                 module=module,
                 part=Part.HEAD if in_head else part(name),
                 block=_enclosing(name, block_index),
-                channel_axis=_channel_axis(name, module, is_group, traced),
+                channel_axis=axis,
+                channels=traced.shapes[name][axis] if is_group and traced else _num_outputs(module),
                 access=access,
             )
         )
@@ -194,6 +196,18 @@ def _channel_axis(name: str, module: nn.Module, is_group: bool, traced: Trace | 
         # Without a trace, the libraries' naming custom decides: a LayerNorm2d takes [B, C, H, W].
         return 1 if is_group or type(module).__name__.endswith("2d") else -1
     return 1 if len(shape) == 4 and not _channels_last(shape) else -1
+
+
+def _num_outputs(module: nn.Module) -> int:
+    """Output channels of a layer; of a group, those of the last layer that was registered in it."""
+    for layer in reversed(list(module.modules())):
+        if isinstance(layer, nn.Linear):
+            return layer.out_features
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            return layer.out_channels
+        if isinstance(layer, _CHANNEL_FIRST_NORMS + _CHANNEL_LAST_NORMS) and layer.weight is not None:
+            return layer.weight.numel()
+    raise AssertionError(f"{type(module).__name__} holds no layer")
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

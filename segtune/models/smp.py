@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,12 @@ _SMALLEST_MAP = {"pan": 8}
 """Smallest side of the last map, by decoder, where two pixels are not enough: PAN halves it thrice."""
 
 _PARTS = ("encoder.", "decoder.", "segmentation_head.")
-_QUERY_KEY_VALUE = ("qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")
+_QUERY_KEY_VALUE = {
+    "qkv": "qkv",
+    "kv": "kv",
+    **{name: letter for letter in "qkv" for name in (letter, f"{letter}_proj")},
+}
+"""Name of a layer of an attention -> what its outputs are, in equal parts."""
 _PROJECTION = ("proj", "out_proj", "o_proj")
 
 _Colours = tuple[float, ...]
@@ -151,7 +157,7 @@ class SmpModel(SegModel):
             (name for name in blocks if name in traced.shapes), key=lambda name: traced.order[name]
         )
         stages = {name.rpartition(".")[0] for name in blocks if name.startswith("encoder.")}
-        return scan_sites(
+        sites = scan_sites(
             self,
             part=lambda name: Part.ENCODER if name.startswith("encoder.") else Part.DECODER,
             head=self.head_names(),
@@ -160,6 +166,7 @@ class SmpModel(SegModel):
             linear_kind=_linear_kind,
             traced=traced,
         )
+        return tuple(replace(site, splits=_splits(site)) for site in sites)
 
 
 def _decoder_name(variant: str) -> str:
@@ -320,3 +327,13 @@ def _linear_kind(name: str) -> SiteKind:
     if last in _PROJECTION:
         return SiteKind.ATTENTION_PROJ
     return SiteKind.MLP if above in ("mlp", "ffn") else SiteKind.LINEAR
+
+
+def _splits(site: Site) -> tuple[tuple[str, int, int], ...]:
+    """Which outputs of a layer of an attention are queries, keys and values."""
+    if site.kind is not SiteKind.ATTENTION_QKV:
+        return ()
+    assert isinstance(site.module, nn.Linear)
+    names = _QUERY_KEY_VALUE[site.name.rpartition(".")[2]]
+    width = site.module.out_features // len(names)
+    return tuple((name, index * width, (index + 1) * width) for index, name in enumerate(names))

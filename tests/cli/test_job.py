@@ -59,6 +59,7 @@ def test_fit_evaluate_predict_merge_and_fit_again(segtune: Command, data: Path, 
     again = segtune(
         "fit", data, "--model", "unet", "--method", "head", "--out", tmp_path / "second",
         *set_options({**TINY, "model.weights": merged, "train.steps": 1, "optim.learning_rate": 1e-12}),
+        *set_options({"method.statistics": "frozen"}),
     )  # fmt: skip
     assert again.code == 0, again.err
     assert "classifier: kept from the file (3 classes)" in again.err

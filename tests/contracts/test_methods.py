@@ -40,21 +40,24 @@ def test_output_is_unchanged_at_the_start(model_name, method):
     model = make_model(model_name)
     before = logits(model)
     make_applied(model, method)
-    assert torch.equal(logits(model), before)
+    if METHODS.load(method).starts_as_base:
+        assert torch.equal(logits(model), before)
+    else:
+        assert torch.allclose(logits(model), before, rtol=1e-3, atol=1e-3 * before.abs().max().item())
 
 
 @pytest.mark.parametrize(("model_name", "method"), CASES)
 def test_a_step_moves_what_is_declared_and_nothing_else(model_name, method):
     model = make_model(model_name)
     applied = make_applied(model, method)
-    declared = applied.owned()
+    declared = {name for name, owned in applied.owned().items() if not owned.constant}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == set(applied.parameters())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train_steps(model, applied)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved <= set(declared), "something frozen has moved"
-    assert moved == set(declared), "something declared has not moved"
+    assert moved <= declared, "something frozen has moved"
+    assert moved == declared, "something declared has not moved"
 
 
 @pytest.mark.parametrize(("model_name", "method"), CASES)
@@ -79,8 +82,7 @@ def test_merged_equals_unmerged_or_says_why_not(model_name, method):
     applied = make_applied(model, method)
     train_steps(model, applied)
     for parameter in applied.parameters().values():  # far from the start, where a wrong merge shows
-        if parameter.ndim > 1:
-            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
     # in double: a deep random network amplifies rounding; single layers have a test in float32
     model.double()
     x = images().double()
@@ -198,6 +200,9 @@ def test_activation_checkpointing_gives_equal_gradients(model_name, method):
             "bitfit+head",
             "conv-lora+norm",
             "lora+conv-lora",
+            "ia3+norm",
+            "lora+ssf",
+            "adapter+lora",
         )
         for model_name in MODELS
         if all((model_name, part) in CASES for part in method.split("+"))
@@ -216,6 +221,22 @@ def test_methods_compose(model_name, method):
     assert moved == set(applied.owned())
     applied.remove()
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    "method", ["lora+ia3", "ia3+lora", "dora+lora", "ssf+lora", "ia3+ssf", "interpolated-lora+ia3"]
+)
+@pytest.mark.parametrize("model_name", ["unet", "segformer"])
+def test_methods_on_the_same_layers_merge(model_name, method):
+    model = make_model(model_name)
+    applied = make_applied(model, method)
+    for parameter in applied.parameters().values():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.double()
+    x = images().double()
+    expected = logits(model, x)
+    applied.merge()
+    assert (logits(model, x) - expected).abs().max() / expected.abs().max() < 1e-9
 
 
 SCRIPT = """

@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from segtune.errors import UsageError
 from segtune.methods.apply import apply
 from segtune.methods.attach import attach, own_weight
 from segtune.methods.lora import LoraOperation, LoraSettings, branch_possible, choose_form, factor_shape
+from segtune.methods.rslora import RsLoraSettings
 from segtune.types import Access, Part, Site, SiteKind
 
 # torch's own remark on even kernels with padding="same"
@@ -209,3 +211,72 @@ def test_dropout_is_refused_where_it_cannot_be_had():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
     with pytest.raises(UsageError, match="dropout cannot be had on 0"):
         apply(model, [site(model[0])], {"lora": LoraSettings(dropout=0.5)})
+
+
+FUSED = (("q", 0, 4), ("k", 4, 8), ("v", 8, 12))
+
+
+def fused_site(layer: nn.Module) -> Site:
+    return Site(
+        name="0", kind=SiteKind.ATTENTION_QKV, module=layer, part=Part.ENCODER, channel_axis=-1, splits=FUSED
+    )
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.Linear(6, 12), lambda: nn.Conv2d(6, 12, 1), lambda: nn.Conv2d(6, 12, 3)]
+)
+@pytest.mark.parametrize("targets", [("q",), ("k",), ("v", "q"), ("k", "v"), ("q", "k", "v"), None])
+def test_targets_restrict_the_change_to_their_outputs(layer, targets):
+    torch.manual_seed(0)
+    model = nn.Sequential(layer()).double()
+    x = torch.randn(2, 6).double() if isinstance(model[0], nn.Linear) else torch.randn(2, 6, 5, 5).double()
+    before = model(x)
+    chosen = [range(first, end) for name, first, end in FUSED if targets is None or name in targets]
+    rows = [row for part in chosen for row in part]
+    applied = apply(model, [fused_site(model[0])], {"lora": LoraSettings(rank=2, targets=targets)})
+    operation = applied.operations[0].double()
+    assert applied.counts()["adapter"] == 2 * (len(rows) + own_weight(model[0])[0].numel())
+    nn.init.normal_(operation.up)
+    reference = copy.deepcopy(own_weight(model[0])).data.flatten(1)
+    for position, row in enumerate(rows):
+        reference[row] += operation.up.data[position] @ operation.down.data
+    for form in ("weight", "branch"):
+        operation.changes_weight = form == "weight"
+        expected = (model(x) - before).transpose(0, 1)
+        assert all(
+            torch.equal(expected[row], torch.zeros_like(expected[row])) for row in set(range(12)) - {*rows}
+        )
+        after = model(x)
+    applied.merge()
+    assert torch.allclose(own_weight(model[0]).flatten(1), reference, atol=1e-12)
+    assert torch.allclose(model(x), after, atol=1e-12)
+
+
+def test_layers_without_named_outputs_are_changed_as_a_whole_and_those_without_targets_left_out():
+    model = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 5), nn.Linear(5, 5))
+    sites = [fused_site(model[0]), site(model[1]), site(model[2])]
+    sites = [copy.copy(s) for s in sites]
+    for index, one in enumerate(sites):
+        object.__setattr__(one, "name", str(index))
+    object.__setattr__(sites[2], "splits", (("k", 0, 5),))
+    settings = LoraSettings(rank=3, targets=("q",), kinds=("attention_qkv", "linear"))
+    applied = apply(model, sites, {"lora": settings})
+    shapes = {name: tuple(p.shape) for name, p in applied.parameters().items() if name.endswith("up")}
+    assert shapes == {"0.adapters.lora.up": (4, 3), "1.adapters.lora.up": (5, 3)}
+
+
+def test_a_target_that_no_layer_has_is_refused():
+    model = nn.Sequential(nn.Linear(6, 12))
+    with pytest.raises(UsageError, match=r"(?s)'query'.*named outputs: k, q, v"):
+        apply(model, [fused_site(model[0])], {"lora": LoraSettings(targets=("query",))})
+    with pytest.raises(UsageError, match=r"leave method.targets out"):
+        apply(model, [site(model[0])], {"lora": LoraSettings(targets=("q",))})
+
+
+def test_rslora_is_lora_with_the_other_scale():
+    model = nn.Sequential(nn.Linear(8, 8))
+    applied = apply(model, [site(model[0])], {"rslora": RsLoraSettings(rank=16, alpha=8)})
+    assert applied.operations[0].scale == 2.0
+    assert set(applied.parameters()) == {"0.adapters.rslora.down", "0.adapters.rslora.up"}
+    with pytest.raises(ValidationError):
+        RsLoraSettings(rank_stabilised=False)

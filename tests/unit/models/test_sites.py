@@ -1,9 +1,11 @@
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segtune.models import MODELS
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from segtune.models.sites import probe_access, scan_sites, trace
@@ -102,3 +104,22 @@ def test_a_copied_model_has_sites_of_its_own():
     for site in twin.sites():
         assert site.module is twin.get_submodule(site.name)
         assert site.module is not model.get_submodule(site.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("unet", {"depth": 2, "width": 4}),
+        ("unet", {"depth": 1, "width": 4, "up": "bilinear"}),
+        ("deeplabv3_resnet50", {}),
+        ("deeplabv3_mobilenet_v3_large", {}),
+        ("lraspp_mobilenet_v3_large", {}),
+        ("smp:segformer/mit_b0", {}),
+    ],
+)
+def test_a_site_says_how_many_channels_come_out(name, settings):
+    model = build_model(name, 3, MODELS.settings(name)(**settings))
+    shapes = trace(model).shapes
+    for site in model.sites():
+        if site.name in shapes:
+            assert site.channels == shapes[site.name][site.channel_axis], site.name

@@ -233,3 +233,13 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
     save_file(original("unet/mobilenet_v2", 2).encoder.state_dict(), tmp_path / "encoder.safetensors")
     with pytest.raises(WeightsError, match="do not fit the model"):
         load_weights(build_model("smp:unet/resnet18", 2), str(tmp_path / "encoder.safetensors"))
+
+
+def test_layers_of_an_attention_name_their_queries_keys_and_values():
+    def splits(name):
+        model = build_model(name, 2, SmpModelSettings())
+        return [site.splits for site in model.sites() if site.kind is SiteKind.ATTENTION_QKV]
+
+    assert splits("smp:segformer/mit_b0")[:2] == [(("q", 0, 32),), (("k", 0, 32), ("v", 32, 64))]
+    fused = (("q", 0, 192), ("k", 192, 384), ("v", 384, 576))
+    assert set(splits("smp:dpt/tu-vit_tiny_patch16_224")) == {fused}

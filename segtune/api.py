@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     reporter: Reporter | None = None,
-) -> Iterator[Prediction]:
+) -> list[Prediction]:
     """Writes a mask and an overlay for each image.
 
     Args:
@@ -157,13 +157,13 @@ def predict(
         weights: where the base's weights lie now, if not where they were.
         reporter: hears about progress.
 
-    Yields:
-        The files of each image, as they are done.
+    Returns:
+        The files of each image, in order; each is written as soon as it is done.
     """
     from segtune.engine.session import predict_run
 
     inputs = [images] if isinstance(images, str | Path) else list(images)
-    return predict_run(
+    predictions = predict_run(
         Path(run),
         [Path(path) for path in inputs],
         Path(out),
@@ -173,6 +173,7 @@ def predict(
         weights=weights,
         reporter=reporter,
     )
+    return list(predictions)
 
 
 def merge(run: PathLike, out: PathLike, *, weights: str | None = None) -> dict[str, Any]:

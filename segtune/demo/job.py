@@ -21,13 +21,14 @@ from segtune.config.load import load_settings
 from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
 from segtune.data.open import open_data
+from segtune.data.preview import overlay
 from segtune.data.transforms import to_tensor
 from segtune.demo.scenes import write_dataset
 from segtune.engine.build import choose_device, choose_precision, place
 from segtune.engine.evaluate import evaluate_samples
 from segtune.engine.files import write_json, write_with
 from segtune.engine.infer import Inference, InferenceSettings
-from segtune.engine.predict import display, overlay
+from segtune.engine.predict import display
 from segtune.engine.run import load_run, versions
 from segtune.errors import SegtuneError
 from segtune.models.build import build_model

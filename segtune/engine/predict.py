@@ -13,14 +13,13 @@ from PIL import Image as PillowImage
 
 from segtune.data.base import Classes, Image
 from segtune.data.files import SUFFIXES, read_image
+from segtune.data.preview import overlay
 from segtune.data.transforms import to_tensor
 from segtune.engine.files import write_with
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun
 from segtune.errors import SegtuneError, UsageError
-
-OVERLAY_STRENGTH = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,15 +207,3 @@ def display(image: Image) -> NDArray[np.uint8]:
     if array.shape[-1] < 3:
         array = np.repeat(array[..., :1], 3, axis=-1)
     return (array * 255).round().astype(np.uint8)
-
-
-def overlay(image: NDArray[np.uint8], classes: NDArray[np.uint8], palette: Classes) -> NDArray[np.uint8]:
-    """The class colours over an image [H, W, 3], with the borders between classes drawn in white."""
-    colours = np.zeros((256, 3), np.float32)
-    colours[: palette.num_classes] = palette.palette
-    mixed = image * (1 - OVERLAY_STRENGTH) + colours[classes] * OVERLAY_STRENGTH
-    border = np.zeros(classes.shape, bool)
-    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
-    border[1:] |= classes[1:] != classes[:-1]
-    mixed[border] = 255
-    return mixed.round().astype(np.uint8)

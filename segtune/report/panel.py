@@ -74,10 +74,3 @@ def _legend_lines(
         lines[-1].append((left, name, colour))
         left += needed
     return lines
-
-
-def colour_classes(classes: NDArray[np.uint8], palette: Sequence[Colour]) -> Picture:
-    """A class map [H, W] in the colours of its classes; ignored pixels are black."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    return colours[classes]

@@ -57,3 +57,17 @@ def test_overlay_tints_classes_and_leaves_the_background():
     result = overlay(image, mask, CLASSES)
     assert (result[:, :4] == 100).all() and (result[:, 4] == 255).all()
     assert (result[:, 5:] == (150, 100, 50)).all()
+
+
+def test_overlay_marks_the_borders() -> None:
+    classes = np.zeros((4, 6), np.uint8)
+    classes[:, 3:] = 1
+    got = overlay(
+        np.full((4, 6, 3), 100, np.uint8),
+        classes,
+        Classes(names=("a", "b"), palette=((0, 0, 0), (200, 0, 0))),
+    )
+    assert got.shape == (4, 6, 3)
+    assert (got[:, 3] == 255).all()
+    assert (got[:, 0] == 100).all()
+    assert (got[:, 5] == [150, 50, 50]).all()

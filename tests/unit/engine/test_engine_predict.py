@@ -12,7 +12,7 @@ from PIL import Image
 
 from segtune.data.base import Classes
 from segtune.data.transforms import to_tensor
-from segtune.engine.predict import Prediction, find_images, output_names, overlay, predict_files, save_mask
+from segtune.engine.predict import Prediction, find_images, output_names, predict_files, save_mask
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun, load_run
 from segtune.errors import SegtuneError, UsageError
@@ -175,17 +175,3 @@ def test_batches_make_the_same_masks(run: LoadedRun, tmp_path: Path) -> None:
     for a, b in zip(one, two, strict=True):
         assert a.mask.read_bytes() == b.mask.read_bytes()
     assert notes.done[-1] == (5, 5)
-
-
-def test_overlay_marks_the_borders() -> None:
-    classes = np.zeros((4, 6), np.uint8)
-    classes[:, 3:] = 1
-    got = overlay(
-        np.full((4, 6, 3), 100, np.uint8),
-        classes,
-        Classes(names=("a", "b"), palette=((0, 0, 0), (200, 0, 0))),
-    )
-    assert got.shape == (4, 6, 3)
-    assert (got[:, 3] == 255).all()
-    assert (got[:, 0] == 50).all()
-    assert (got[:, 5] == [150, 50, 50]).all()

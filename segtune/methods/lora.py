@@ -45,8 +45,8 @@ from segtune.types import Access, Site, SiteKind
 
 Form = Literal["branch", "weight"]
 
-BRANCH_FAN_IN = 1152
-"""From this many inputs of a k x k convolution's output pixel on, the branch is the faster form."""
+BRANCH_FAN_IN = 1024
+"""From this many inputs of a convolution's output pixel on, the branch is the faster form."""
 
 LAYER_KINDS = frozenset(
     {
@@ -213,9 +213,8 @@ def choose_form(layer: nn.Module, access: Access) -> Form:
     if isinstance(layer, nn.Linear):
         return "branch"
     assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    pointwise = tuple(layer.kernel_size) == (1, 1)
     fan_in = layer.in_channels * math.prod(layer.kernel_size)
-    return "branch" if pointwise or fan_in >= BRANCH_FAN_IN else "weight"
+    return "branch" if fan_in >= BRANCH_FAN_IN else "weight"
 
 
 class LowRank(Method):

@@ -108,12 +108,15 @@ class Applied:
 
     def merge_refusals(self) -> list[str]:
         """Why the method cannot be merged, one line for each kind of operation; empty where it can."""
-        reasons = {
-            f"{name} on {site.name}: {reason}"
-            for site, name, operation in self.host.operations
-            if (reason := operation.merge_refusal()) is not None
-        }
-        return sorted(reasons)
+        found: dict[tuple[str, str], list[str]] = {}
+        for site, name, operation in self.host.operations:
+            reason = operation.merge_refusal()
+            if reason is not None:
+                found.setdefault((name, reason), []).append(site.name)
+        return [
+            f"{name} on {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {reason}"
+            for (name, reason), where in sorted(found.items())
+        ]
 
     @torch.no_grad()
     def merge(self) -> None:

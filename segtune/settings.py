@@ -32,16 +32,17 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _lists_from_text(cls, values: Any) -> Any:
-        """Lets "256,256" and "a" stand for lists, as typed on a command line."""
+        """Lets "256,256", "a" and 3 stand for lists, as typed on a command line."""
         if not isinstance(values, dict):
             return values
         lists = {name for name, info in cls.model_fields.items() if _takes_list(info.annotation)}
-        return {
-            key: [item.strip() for item in value.split(",")]
-            if key in lists and isinstance(value, str) and value != "auto"
-            else value
-            for key, value in values.items()
-        }
+        return {key: _as_list(value) if key in lists else value for key, value in values.items()}
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        return [item.strip() for item in value.split(",")]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _takes_list(annotation: Any) -> bool:

@@ -168,7 +168,27 @@ def lora_forms(data: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {"camvid_dusk": camvid_dusk, "demo-unet-day": demo_unet_day, "lora_forms": lora_forms}
+def memory_layout(data: dict[str, Any]) -> list[str]:
+    """Channels first against channels last."""
+    return [
+        "## Memory layout: channels first against channels last",
+        "",
+        f"Seconds of forward and backward of the demo's U-Net for a batch of shape {data['shape']},"
+        f" {data['threads']} threads, medians of one run. `benchmarks/memory_layout.py`",
+        "",
+        *table(
+            ("method", "precision", "channels first", "channels last"),
+            [(r["method"], r["precision"], f"{r['first']:.3f}", f"{r['last']:.3f}") for r in data["rows"]],
+        ),
+    ]
+
+
+SECTIONS = {
+    "camvid_dusk": camvid_dusk,
+    "demo-unet-day": demo_unet_day,
+    "lora_forms": lora_forms,
+    "memory_layout": memory_layout,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

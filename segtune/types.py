@@ -101,6 +101,34 @@ class InputSpec:
 
 
 @dataclass(kw_only=True)
+class Prompts:
+    """Objects that were pointed at in a batch of images: by a box, by points, or by both.
+
+    N is the largest number of objects of an image; images with fewer are filled up with objects of
+    class -1, which have no part in the output.
+    """
+
+    classes: Tensor
+    """int64 [B, N], the class of each object, 1..K-1; -1 where there is none."""
+    boxes: Tensor | None = None
+    """float32 [B, N, 4]: left, top, right, bottom in pixels of the image as it enters the model."""
+    points: Tensor | None = None
+    """float32 [B, N, P, 2]: x, y in pixels of the image as it enters the model."""
+    labels: Tensor | None = None
+    """int64 [B, N, P]: 1 for a point on the object, 0 for one beside it, -1 for none."""
+
+
+@dataclass(kw_only=True)
+class Proposals:
+    """Masks that a model proposes, each with its class, before they are combined into logits."""
+
+    class_logits: Tensor
+    """[B, N, K + 1], the last for "no object"."""
+    mask_logits: Tensor
+    """[B, N, h, w], before the sigmoid, at the network's own resolution."""
+
+
+@dataclass(kw_only=True)
 class SegOutput:
     """What a model's forward returns."""
 
@@ -110,6 +138,8 @@ class SegOutput:
     """Logits of auxiliary classifiers, by name, same shape; empty in eval mode."""
     penalties: dict[str, Tensor] = field(default_factory=dict)
     """Scalar losses that layers of a method report (e.g. load balance); empty in eval mode."""
+    proposals: Proposals | None = None
+    """What the logits were combined from, of models that propose masks; None in eval mode."""
 
 
 @dataclass(kw_only=True)
@@ -122,3 +152,5 @@ class Batch:
     """int64 [B, H, W]."""
     names: list[str]
     """One name for each image, as the data calls it."""
+    prompts: Prompts | None = None
+    """For models that are prompted."""

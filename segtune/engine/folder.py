@@ -4,6 +4,7 @@
     metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, best.safetensors
     metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
     tensorboard/     the same as events           data.json         how the data was read, findings
+    images_SPLIT.csv counts of each scored image
 
 Nothing here imports torch, so that a wrong path is answered at once.
 """
@@ -70,6 +71,10 @@ class RunFolder:
     def result(self) -> Path:
         """The finished run's numbers."""
         return self.path / "result.json"
+
+    def images(self, split: str) -> Path:
+        """Counts of each image that was scored, as CSV."""
+        return self.path / f"images_{split}.csv"
 
     @property
     def data(self) -> Path:

@@ -14,7 +14,7 @@ from segtune.comparison.cluster import run_on_ray
 from segtune.comparison.local import run_local
 from segtune.comparison.plan import Cell, Plan
 from segtune.comparison.results import Comparison, collect
-from segtune.comparison.table import to_csv, to_latex, to_markdown
+from segtune.comparison.table import cells, header, legend, to_csv, to_latex, to_markdown
 from segtune.engine.files import write_json, write_text
 from segtune.engine.folder import RunFolder
 from segtune.errors import UsageError
@@ -90,29 +90,31 @@ def _run(plan: Plan, out: Path, tell: Told) -> Comparison:
 
 def write_files(comparison: Comparison, out: Path) -> None:
     """Writes the table in every form."""
-    write_json(out / "compare.json", {**comparison.to_dict(), "advice": advise(comparison)})
+    table = {"header": header(comparison), "rows": [cells(row) for row in comparison.rows]}
+    shown = {"advice": advise(comparison), "table": table, "legend": legend(comparison)}
+    write_json(out / "compare.json", {**comparison.to_dict(), **shown})
     write_text(out / "compare.md", to_markdown(comparison, advise(comparison)))
     write_text(out / "compare.csv", to_csv(comparison))
     write_text(out / "compare.tex", to_latex(comparison))
 
 
-def _on_disk(cells: Sequence[Cell], out: Path) -> list[tuple[Cell, CellFolder]]:
-    return [(cell, CellFolder(out, cell.name)) for cell in cells]
+def _on_disk(planned: Sequence[Cell], out: Path) -> list[tuple[Cell, CellFolder]]:
+    return [(cell, CellFolder(out, cell.name)) for cell in planned]
 
 
-def _execute(plan: Plan, cells: Sequence[tuple[Cell, CellFolder]], tell: Told) -> dict[str, str]:
+def _execute(plan: Plan, planned: Sequence[tuple[Cell, CellFolder]], tell: Told) -> dict[str, str]:
     """Runs the cells that are not done; name of each that failed -> reason."""
-    open_ = [(cell, folder) for cell, folder in cells if not folder.is_done]
+    open_ = [(cell, folder) for cell, folder in planned if not folder.is_done]
     work = [(folder, settings_text(cell.config)) for cell, folder in open_]
     failures = {}
-    finished = len(cells) - len(open_)
+    finished = len(planned) - len(open_)
     for place, reason in ENGINES[plan.settings.engine](work, plan.settings) if work else ():
         cell, folder = open_[place]
         finished += 1
         if reason is not None:
             failures[cell.name] = reason
         told = f"failed: {reason} (log: {folder.log})" if reason is not None else _told(plan, cell, folder)
-        tell(f"[{finished}/{len(cells)}] {_title(cell)}: {told}")
+        tell(f"[{finished}/{len(planned)}] {_title(cell)}: {told}")
     return failures
 
 

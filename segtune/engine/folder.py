@@ -4,7 +4,7 @@
     metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, best.safetensors
     metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
     tensorboard/     the same as events           data.json         how the data was read, findings
-    images_SPLIT.csv counts of each scored image
+    images_SPLIT.csv counts of each scored image  resources.csv     memory and load, second by second
 
 Nothing here imports torch, so that a wrong path is answered at once.
 """
@@ -46,6 +46,11 @@ class RunFolder:
     def table(self) -> Path:
         """The validations as CSV."""
         return self.path / "metrics.csv"
+
+    @property
+    def resources(self) -> Path:
+        """Memory and load while training, as CSV."""
+        return self.path / "resources.csv"
 
     @property
     def events(self) -> Path:

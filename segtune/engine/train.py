@@ -70,7 +70,9 @@ class Trainer:
         log = MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
         self.reporter.training(self.progress.step, None if job.num_steps == MOST_STEPS else job.num_steps)
         try:
-            with ResourceMonitor(job.device, self.progress.peak_process_bytes) as monitor:
+            with ResourceMonitor(
+                job.device, self.progress.peak_process_bytes, log=self.folder.resources
+            ) as monitor:
                 self._loop(fabric, model, optimizer, log, monitor)
                 self.resources = monitor.snapshot()
         except (torch.OutOfMemoryError, RuntimeError) as error:

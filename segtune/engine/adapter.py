@@ -82,7 +82,7 @@ def describe(
         weights=_weights_name(tunable),
         weights_sha256=tunable.weights.sha256,
         seed=config_model.train.seed,
-        base_fingerprint=fingerprint(tunable.model, exclude=set(tunable.applied.owned())),
+        base_fingerprint=fingerprint(tunable.model, exclude=tunable.applied.keys()),
         method={
             name: settings.model_dump(mode="json") for name, settings in tunable.applied.settings.items()
         },
@@ -93,7 +93,7 @@ def describe(
         mean=spec.mean,
         std=spec.std,
         inference=inference,
-        self_contained=tunable.applied.owned().keys() == tunable.model.state_dict().keys(),
+        self_contained=tunable.applied.keys() == tunable.model.state_dict().keys(),
         parameters_trainable=tunable.applied.counts()["trainable"],
         versions={"segtune": segtune.__version__, "torch": str(torch.__version__)},
     )
@@ -213,7 +213,7 @@ def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, 
         method_parts=parts,
         seed=description.seed,
     )
-    found = fingerprint(tunable.model, exclude=set(tunable.applied.owned()))
+    found = fingerprint(tunable.model, exclude=tunable.applied.keys())
     if found != description.base_fingerprint:
         raise AdapterError(
             f"the adapter in {folder} was trained on another base: its fingerprint is"

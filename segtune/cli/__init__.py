@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "segtune.cli.inspect",
     "data": "segtune.cli.data",
     "merge": "segtune.cli.merge",
+    "export": "segtune.cli.export",
     "list": "segtune.cli.listing",  # a module called list would hide the built-in one in this package
     "demo": "segtune.cli.demo",
 }

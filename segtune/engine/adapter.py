@@ -26,7 +26,8 @@ from segtune.engine.tensors import read_tensors, write_tensors
 from segtune.errors import AdapterError, UnknownNameError
 from segtune.methods import METHODS
 from segtune.models import MODELS
-from segtune.models.weights import fingerprint
+from segtune.models.base import SegModel
+from segtune.models.weights import WeightsReport, fingerprint
 from segtune.settings import Settings
 
 FORMAT_VERSION = 1
@@ -79,7 +80,7 @@ def describe(
     return AdapterDescription(
         model=config_model.model,
         model_settings=config_model.model_settings.model_dump(mode="json"),
-        weights=_weights_name(tunable),
+        weights=weights_name(tunable.weights, tunable.model),
         weights_sha256=tunable.weights.sha256,
         seed=config_model.train.seed,
         base_fingerprint=fingerprint(tunable.model, exclude=tunable.applied.keys()),
@@ -99,9 +100,9 @@ def describe(
     )
 
 
-def _weights_name(tunable: Tunable) -> str:
-    report = tunable.weights
-    if report.path is None or report.source in tunable.model.published():
+def weights_name(report: WeightsReport, model: SegModel) -> str:
+    """What the base's weights can be found by again: "none", a published name or a path."""
+    if report.path is None or report.source in model.published():
         return report.source
     return str(report.path.resolve())
 

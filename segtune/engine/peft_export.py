@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,15 @@ from segtune.engine.run import LoadedRun, versions
 from segtune.errors import AdapterError, UsageError
 from segtune.methods.apply import Applied
 from segtune.methods.attach import Operation, own_weight
-from segtune.methods.base import Role
+from segtune.methods.base import Role, mlp_pairs
 from segtune.methods.dora import DoraOperation
 from segtune.methods.ia3 import InputScale, OutputScale
 from segtune.methods.layers import runs_as_called
 from segtune.methods.lora import LoraOperation
 from segtune.methods.lora_fa import LoraFaOperation
 from segtune.methods.lora_plus import LoraPlusOperation
+from segtune.methods.peft import PeftOperation, copy_tuned
+from segtune.methods.peft_tuners import configuration
 from segtune.methods.pissa import PissaOperation
 from segtune.models import MODELS
 from segtune.models.base import SegModel
@@ -141,8 +143,8 @@ def _configuration(run: LoadedRun) -> tuple[Any, list[str], list[str]]:
             f"{applied.method} changes {repeated[0]} twice; a folder of peft has one change for a layer",
             hint="export runs of a single method",
         )
-    for site, _ in placed:
-        if not runs_as_called(site.module, site.access):
+    for site, operation in placed:
+        if not isinstance(operation, PeftOperation) and not runs_as_called(site.module, site.access):
             raise AdapterError(
                 f"other code reads the weight of {site.name} instead of calling it, and would not see peft's",
                 hint="merge the run instead, or train with method.exclude for such layers",
@@ -160,12 +162,26 @@ def _configuration(run: LoadedRun) -> tuple[Any, list[str], list[str]]:
         return peft.LoraConfig(**common, **_low_rank(placed), bias=bias), whole, biases
     if kinds <= {InputScale, OutputScale} and not biases:
         return peft.IA3Config(**common, **_scales(placed)), whole, biases
-    reason = "biases beside ia3" if biases else ", ".join(sorted(kind.__name__ for kind in kinds))
+    if kinds == {PeftOperation} and not biases:
+        name = next(name for name in applied.settings if name.startswith("peft:"))
+        return _own_configuration(name, applied, common), whole, biases
+    reason = "biases beside it" if biases else ", ".join(sorted(kind.__name__ for kind in kinds))
     raise AdapterError(
         f"the adapter of {applied.method} has no counterpart in a folder of peft ({reason})",
-        hint="lora, rslora, lora-plus, lora-fa, pissa, dora and ia3 have, each by itself;"
+        hint="lora, rslora, lora-plus, lora-fa, pissa, dora, ia3 and peft:... have, each by itself;"
         " head and norm may be trained along",
     )
+
+
+def _own_configuration(name: str, applied: Applied, common: Mapping[str, Any]) -> Any:
+    """The configuration that a method peft:NAME was made with."""
+    settings: Any = applied.settings[name]
+    feedforward = [last.name for _, last in mlp_pairs(applied.host.sites)]
+    member = name.partition(":")[2].lower()
+    config = configuration(member, settings.config, common["target_modules"], feedforward)
+    config.modules_to_save = common["modules_to_save"]
+    config.base_model_name_or_path = common["base_model_name_or_path"]
+    return config
 
 
 def _trained_base(applied: Applied, adapted: set[str]) -> tuple[list[str], list[str]]:
@@ -234,6 +250,8 @@ def _copy_operations(applied: Applied, model: nn.Module) -> None:
             _fill(layer.lora_B[ADAPTER].weight, up)
             if isinstance(operation, DoraOperation):
                 _fill(layer.lora_magnitude_vector[ADAPTER].weight, operation.lengths(own_weight(site.module)))
+        elif isinstance(operation, PeftOperation):
+            copy_tuned(operation.tuned, layer)
         elif isinstance(operation, OutputScale):
             _fill(layer.ia3_l[ADAPTER], operation.factors())
         else:

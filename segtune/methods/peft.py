@@ -30,7 +30,6 @@ Source
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -40,11 +39,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from segtune.errors import MissingExtraError, UnknownNameError, UsageError
+from segtune.errors import UsageError
 from segtune.methods.attach import Operation, Order
 from segtune.methods.base import Host, Method, MethodSettings, PlacementSettings, mlp_pairs
 from segtune.methods.layers import has_plain_forward
-from segtune.registry import nearest
+from segtune.methods.peft_tuners import PEFT_FAILURES, configuration, find_tuner, words_of
 from segtune.types import Access, Site, SiteKind
 
 ADAPTER_NAME = "default"
@@ -59,54 +58,6 @@ LAYER_KINDS = frozenset(
         SiteKind.CONV_TRANSPOSE,
     }
 )
-
-_NO_LAYERS = "it puts trained tokens before the input of a language model, and changes no layer"
-REFUSED = {
-    "prompt_tuning": _NO_LAYERS,
-    "multitask_prompt_tuning": _NO_LAYERS,
-    "p_tuning": _NO_LAYERS,
-    "prefix_tuning": _NO_LAYERS,
-    "cpt": _NO_LAYERS,
-    "cartridge": _NO_LAYERS,
-    "adaption_prompt": _NO_LAYERS,
-    "trainable_tokens": "it trains rows of an embedding of words",
-    "adalora": "its ranks are given out anew between steps, by calls that a training loop must make",
-    "xlora": "it mixes adapters that were trained before",
-    "poly": "it needs the number of a task with every input",
-    "shadow": "it runs a second network beside the whole model",
-}
-"""Tuners that cannot be used, and why."""
-
-RESERVED = {
-    "target_modules": "method.include, method.exclude, method.kinds and method.parts choose the layers",
-    "exclude_modules": "use method.exclude",
-    "layers_to_transform": "use method.first_blocks, method.last_blocks or method.include",
-    "layers_pattern": "use method.include",
-    "modules_to_save": "use method.train_head and method.train_norm",
-    "bias": "use method.train_bias",
-    "target_parameters": "use method.include",
-    "trainable_token_indices": "no model here has an embedding of words",
-    "layer_replication": "it changes the network itself",
-    "task_type": "it is for language models",
-    "peft_type": "the method's name says it",
-    "auto_mapping": "the library fills it in",
-    "peft_version": "the library fills it in",
-    "base_model_name_or_path": "model.name and model.weights say it",
-    "revision": "model.weights says it",
-    "inference_mode": "it would train nothing",
-}
-"""Fields of the library's configurations that segtune fills in, and what to use instead."""
-
-PEFT_FAILURES = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
-    NotImplementedError,
-    ImportError,
-)
-"""What the library raises for settings and layers that it does not take."""
 
 
 class PeftSettings(PlacementSettings):
@@ -212,7 +163,8 @@ class Peft(Method):
     def __init__(self, settings: MethodSettings, name: str) -> None:
         super().__init__(settings)
         self.name = name.lower()
-        self.tuner = find_tuner(self.name.partition(":")[2])
+        self.member = self.name.partition(":")[2]
+        self.tuner = find_tuner(self.member)
 
     @classmethod
     def named(cls, name: str, settings: MethodSettings) -> Peft:
@@ -239,7 +191,9 @@ class Peft(Method):
         chosen = {site.name: site for site in sites}
         for site in chosen.values():
             self._require_called(site)
-        config = self.configuration(chosen, [site.name for site in feedforward])
+        config = configuration(
+            self.member, self.settings.config, list(chosen), [site.name for site in feedforward]
+        )
         # The library looks for layers by the ends of their names, writes flags into the base and may write
         # weights: here it sees copies of the chosen layers and nothing else.
         device = next(
@@ -253,47 +207,13 @@ class Peft(Method):
                 self.tuner(shell, config, ADAPTER_NAME)
             except PEFT_FAILURES as error:
                 raise UsageError(
-                    f"{self.name} cannot be put on the chosen layers: {_words(error)}",
+                    f"{self.name} cannot be put on the chosen layers: {words_of(error)}",
                     hint=f"check method.config and method.kinds; layers: {', '.join(list(chosen)[:4])}",
                 ) from error
         agreed: set[str] = set()
         return {
             site: self._operation(site, shell.get_submodule(name), agreed) for name, site in chosen.items()
         }
-
-    def configuration(self, names: Iterable[str], feedforward: Iterable[str] = ()) -> Any:
-        """The tuner's configuration for layers of these names.
-
-        Raises:
-            UsageError: a setting is unknown, is filled in by segtune, or has a wrong value.
-        """
-        cls = _config_class(self.name.partition(":")[2])
-        fields = {field.name for field in dataclasses.fields(cls)}
-        known = sorted(fields - RESERVED.keys())
-        names = list(names)
-        for key, value in self.settings.config.items():
-            if key in RESERVED:
-                raise UsageError(
-                    f"{self.name}: method.config.{key} = {value!r} is not for you to set", hint=RESERVED[key]
-                )
-            if key not in fields:
-                meant = nearest(key, known)
-                raise UsageError(
-                    f"{self.name}: there is no setting method.config.{key}",
-                    hint=(f"did you mean {meant!r}? " if meant else "") + f"It has {', '.join(known)}",
-                )
-        options = {**self.settings.config, "target_modules": names}
-        if "feedforward_modules" in fields:
-            options.setdefault("feedforward_modules", [name for name in feedforward if name in names])
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return cls(**options)
-        except PEFT_FAILURES as error:
-            raise UsageError(
-                f"{self.name} does not take method.config = {self.settings.config}: {_words(error)}",
-                hint=f"its settings are {', '.join(known)}",
-            ) from error
 
     def _operation(self, site: Site, tuned: nn.Module, agreed: set[str]) -> PeftOperation:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -357,62 +277,6 @@ class Peft(Method):
         return sum(parameter.numel() for parameter in operation.parameters() if parameter.requires_grad)
 
 
-def find_tuner(member: str) -> Any:
-    """The class of a tuner.
-
-    Args:
-        member: its name in the library, in small letters.
-
-    Raises:
-        MissingExtraError: peft is not installed.
-        UsageError: the tuner changes no single layers.
-        UnknownNameError: there is none of that name.
-    """
-    tuners = _tuners()
-    if member in REFUSED:
-        raise UsageError(
-            f"peft:{member} cannot be used: {REFUSED[member]}",
-            hint=f"tuners that can be used: {', '.join(usable_tuners())}",
-        )
-    if member not in tuners:
-        meant = nearest(member, usable_tuners())
-        raise UnknownNameError(
-            f"peft has no tuner called {member!r}",
-            hint=(f"did you mean 'peft:{meant}'? " if meant else "")
-            + f"Available: {', '.join(usable_tuners())}",
-        )
-    return tuners[member]
-
-
-def usable_tuners() -> list[str]:
-    """Names of the tuners that can be used, in small letters.
-
-    Raises:
-        MissingExtraError: peft is not installed.
-    """
-    return sorted(_tuners().keys() - REFUSED.keys())
-
-
-def _tuners() -> dict[str, Any]:
-    mapping = _library().PEFT_TYPE_TO_TUNER_MAPPING
-    return {str(kind.value).lower(): tuner for kind, tuner in mapping.items()}
-
-
-def _config_class(member: str) -> Any:
-    mapping = _library().PEFT_TYPE_TO_CONFIG_MAPPING
-    return next(config for kind, config in mapping.items() if str(kind.value).lower() == member)
-
-
-def _library() -> Any:
-    try:
-        import peft.mapping
-    except ModuleNotFoundError as error:
-        if error.name != "peft":
-            raise
-        raise MissingExtraError("peft", extra="peft", purpose="a method peft:...") from None
-    return peft.mapping
-
-
 def without_operations(layer: nn.Module) -> nn.Module:
     """A layer as it was before any method: another object with the same parameters and buffers."""
     cls: type[nn.Module] = getattr(type(layer), "adapted_class", type(layer))
@@ -447,6 +311,14 @@ def merge_tuned(tuned: nn.Module) -> None:
         tuned.merge()  # type: ignore[operator]
 
 
+def copy_tuned(source: nn.Module, target: nn.Module) -> None:
+    """Copies what a tuner has added to a layer into the same tuner's layer elsewhere."""
+    found = dict([*target.named_parameters(), *target.named_buffers()])
+    for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
+        if not name.startswith("base_layer."):
+            found[name].copy_(tensor)
+
+
 def _shell(layers: Mapping[str, nn.Module]) -> nn.Module:
     """A network of nothing but these layers, under their full names."""
     shell = nn.Module()
@@ -477,8 +349,3 @@ def _agrees_with_merged(tuned: nn.Module, layer: nn.Conv2d) -> bool:
     except PEFT_FAILURES:
         return False
     return unmerged.shape == merged.shape and torch.allclose(unmerged, merged, rtol=1e-4, atol=1e-4)
-
-
-def _words(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

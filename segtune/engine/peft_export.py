@@ -98,6 +98,8 @@ def export_peft(run: LoadedRun, out: Path) -> dict[str, Any]:
         card = asdict(run.description)
         del card["base_fingerprint"], card["self_contained"]
         write_json(part / CARD, card)
+        for path in part.iterdir():
+            path.chmod(0o644)
         part.replace(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

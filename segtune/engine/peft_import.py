@@ -82,7 +82,8 @@ def read_base(
         if not (folder / file).is_file():
             raise AdapterError(
                 f"{folder} is no folder of peft that can be read: {file} is missing",
-                hint="adapter_model.bin may run code when it is read: save it anew with save_pretrained",
+                hint="name a folder that save_pretrained wrote; an adapter_model.bin, which may run code when it"
+                " is read, must be saved anew",
             )
     card: dict[str, Any] = {}
     if (folder / CARD).is_file():
@@ -148,7 +149,7 @@ def import_peft(folder: Path, base: Base, out: Path) -> dict[str, Any]:
         "model": base.model,
         "method": method,
         "settings": tunable.applied.settings[method].model_dump(mode="json", exclude_defaults=True),
-        "layers": len(tunable.applied.sites),
+        "layers": len(tunable.applied.host.operations),
         "sizes": [list(image.shape[-2:]) for image in images],
         "relative_differences": differences,
     }

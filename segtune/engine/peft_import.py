@@ -82,8 +82,8 @@ def read_base(
         if not (folder / file).is_file():
             raise AdapterError(
                 f"{folder} is no folder of peft that can be read: {file} is missing",
-                hint="name a folder that save_pretrained wrote; an adapter_model.bin, which may run code when it"
-                " is read, must be saved anew",
+                hint="name a folder that save_pretrained wrote; an adapter_model.bin, which may run code when"
+                " it is read, must be saved anew",
             )
     card: dict[str, Any] = {}
     if (folder / CARD).is_file():

@@ -24,7 +24,7 @@ MISTAKES = {
         UsageError,
         "base's own weights",
     ),
-    "no rank left": ("peft:oft", {"config": {"r": 32}}, UsageError, "trains nothing"),
+    "no rank left": ("peft:oft", {"config": {"r": 0, "oft_block_size": 1}}, UsageError, "trains nothing"),
 }
 
 

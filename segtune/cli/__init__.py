@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": "segtune.cli.predict",
     "inspect": "segtune.cli.inspect",
     "data": "segtune.cli.data",
+    "compare": "segtune.cli.compare",
+    "report": "segtune.cli.report",
     "merge": "segtune.cli.merge",
     "export": "segtune.cli.export",
     "import": "segtune.cli.importing",  # a module called import could not be imported

@@ -63,9 +63,9 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         check: what the data check found.
 
     Raises:
-        UsageError: the model does not take the images' channels, or images of different sizes would
-            have to make a batch.
-        SettingsError: an augmentation does not fit the images.
+        UsageError: the model does not take the images' channels or makes nothing that the loss takes, or
+            images of different sizes would have to make a batch.
+        SettingsError: an augmentation does not fit the images, or the loss's settings the classes.
         WeightsError: the weights are not to be had.
         NoSiteError: the method does not fit the model.
     """
@@ -80,6 +80,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
             hint=f"--set model.channels={index.channels} (unet, smp:...), or other images",
         )
     _check_monitor(config.train.monitor, index.classes)
+    loss = build_loss(config, index.classes, tunable.model)
     place(tunable.model, device)
     crop = config.data.crop
     if crop == "auto":
@@ -116,7 +117,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         index=index,
         check=check,
         tunable=tunable,
-        loss=build_loss(config, index.classes).to(device),
+        loss=loss.to(device),
         device=device,
         precision=precision,
         crop=crop,

@@ -12,7 +12,7 @@ from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
 from segtune.data.open import open_data
 from segtune.engine.adapter import AdapterDescription
-from segtune.engine.evaluate import Evaluation, evaluate_samples
+from segtune.engine.evaluate import Evaluation, evaluate_samples, require_two_classes
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.intake import usable_data
 from segtune.engine.predict import Prediction, predict_files
@@ -32,15 +32,19 @@ def evaluate_run(
     settings: Mapping[str, Any],
     weights: str | None = None,
     batch_size: int = 1,
+    saliency: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's best model on a split; see `segtune.evaluate`.
 
     Raises:
         DataError: no images in the split, or other classes than the model's.
+        UsageError: saliency scores of other than two classes.
     """
     reporter = reporter or Reporter()
     loaded = load_run(run, weights=weights)
+    if saliency:
+        require_two_classes(len(loaded.description.class_names))
     if loaded.config is None and data is None:
         raise UsageError("an adapter folder does not say which data to use", hint="give it with --data")
     config = _with_settings(loaded, settings)
@@ -58,6 +62,7 @@ def evaluate_run(
         config.data,
         split=split,
         batch_size=batch_size,
+        saliency=saliency,
         progress=reporter.evaluating,
     )
 

@@ -259,5 +259,6 @@ class Trainer:
             self.config.data,
             split=split,
             batch_size=self._evaluation_batch(),
+            saliency=self.config.train.saliency,
             progress=self.reporter.evaluating,
         )

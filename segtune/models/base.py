@@ -138,16 +138,21 @@ class SegModel(nn.Module):
             )
         height, width = images.shape[-2:]
         images = (images - self.mean) / self.std
-        multiple, minimum = self.input_spec.multiple, self.input_spec.minimum
-        rows = max(-height % multiple, minimum - height)
-        columns = max(-width % multiple, minimum - width)
-        if rows or columns:
-            images = F.pad(images, (0, columns, 0, rows))
-        padded = (height + rows, width + columns)
+        padded = self.padded_size((height, width))
+        if padded != (height, width):
+            images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
         for layer in self.penalty_layers:
             if hasattr(layer, "image_size"):
                 layer.image_size = padded
         return Features(maps=self.encode_maps(images), size=(height, width), padded=padded)
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width, in pixels, that images of a size are padded to at the bottom and the right."""
+        multiple, minimum = self.input_spec.multiple, self.input_spec.minimum
+        height, width = size
+        return height + max(-height % multiple, minimum - height), width + max(
+            -width % multiple, minimum - width
+        )
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Tensor:
         """Features to logits [B, K, *size]; size defaults to that of the images."""

@@ -68,7 +68,10 @@ def to_dict(distances: Mapping[str, Sequence[LayerDistance]], num_images: int) -
 
 
 def draw(distances: Mapping[str, Sequence[LayerDistance]], title: str) -> Any:
-    """A matplotlib figure: a dot for each head, a line through the means, one colour for each model."""
+    """A matplotlib figure: a dot for each head, a bar at their mean, one colour for each model.
+
+    Blocks are not joined by lines: windowed and global ones reach differently far by their make.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -88,10 +91,9 @@ def draw(distances: Mapping[str, Sequence[LayerDistance]], title: str) -> Any:
                 edgecolors=colour,
                 facecolors="none" if layer.windowed else colour,
             )
-        means = [sum(layer.heads) / len(layer.heads) for layer in layers]
-        axes.plot(
-            [layer.block + shift for layer in layers], means, color=colour, lw=1.2, label=f"{model}, mean"
-        )
+            mean = sum(layer.heads) / len(layer.heads)
+            axes.hlines(mean, place[0] - 0.1, place[0] + 0.1, color=colour, lw=2)
+        axes.plot([], [], color=colour, lw=2, label=f"{model}, mean of heads")
     if any(layer.windowed for layers in distances.values() for layer in layers):
         axes.scatter([], [], s=18, facecolors="none", edgecolors="black", label="head within windows")
     axes.scatter([], [], s=18, color="black", label="head")

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from segtune.config.layers import Layer, nest
+from segtune.config.load import load_config
 from segtune.engine import attention
 from segtune.engine.attention import LayerDistance, attention_distances
+from segtune.engine.fit import fit
 from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.session import attention_run
 from segtune.errors import UsageError
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from segtune.models.unet import UNetSettings
+from segtune.report.attention import write_attention
 from tests.contracts.table import make_model
 from tests.contracts.tiny_attention import NUM_HEADS, PATCH, WINDOW
 
@@ -179,3 +188,46 @@ def test_models_without_such_attention_are_refused() -> None:
             measure(model, torch.rand(1, 3, 64, 96))
         assert "sam-vit-base" in str(caught.value)
         assert not model._forward_pre_hooks
+
+
+SAM = {
+    "model__width": 32,
+    "model__depth": 2,
+    "model__heads": 2,
+    "model__global_blocks": [1],
+    "model__window": 3,
+    "model__image_size": 64,
+    "model__decoder_width": 16,
+}
+
+
+def test_a_run_trained_by_set_matching_and_its_base(tiny_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra report")
+    settings = {key.replace("__", "."): value for key, value in SAM.items()}
+    layers = {"model": {"name": "sam-vit-base", "weights": "none"}, "method": "lora", "loss": "set_matching"}
+    train = {"steps": 4, "batch_size": 2, "precision": "32", "accelerator": "cpu", "threads": 1}
+    own = {
+        **layers,
+        "train": train,
+        "optim": {"learning_rate": 0.05},
+        "data": {"path": str(tiny_data)},
+    }
+    config = load_config([Layer("test", own), nest(settings.items(), "test")])
+    result = fit(config, tmp_path / "run")
+    assert result.result["steps"] == 4
+    distances, num_images = attention_run(tmp_path / "run", [tiny_data / "val"], limit=1, settings={})
+    assert num_images == 1
+    base, tuned = distances["base"], distances["tuned"]
+    assert [layer.name for layer in base] == [layer.name for layer in tuned]
+    assert base[1].heads != tuned[1].heads
+
+    out = tmp_path / "out"
+    files = write_attention(distances, out, title="a run", num_images=num_images)
+    assert sorted(out.iterdir()) == sorted(files)
+    written = json.loads(files[0].read_text())
+    assert written["tuned"][1]["heads"] == list(tuned[1].heads)
+    rows = list(csv.DictReader(files[1].read_text().splitlines()))
+    assert len(rows) == 2 * 2 * 2
+    assert float(rows[-1]["pixels"]) == tuned[1].heads[-1]
+    with Image.open(files[2]) as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10

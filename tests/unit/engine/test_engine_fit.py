@@ -219,6 +219,8 @@ def test_other_errors_stay_what_they_are(
         ({"train__precision": "16"}, UsageError, "needs a GPU"),
         ({"train__accelerator": "cuda"}, UsageError, "no CUDA device"),
         ({"train__monitor": "foreground_iou"}, UsageError, "not defined for 3 classes"),
+        ({"train__saliency": True}, UsageError, "there are 3 classes"),
+        ({"train__monitor": "ber"}, UsageError, "not defined for 3 classes"),
         ({"loss__name": "set_matching"}, UsageError, "unet proposes none for 3 classes"),
         ({"method__train_head": False}, UsageError, "train_head=false"),
         ({"data__val_fraction": 0.5, "data__test_fraction": 0.5}, UsageError, "nothing is left"),

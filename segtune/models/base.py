@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtune.errors import TrainingError
-from segtune.types import InputSpec, SegOutput, Site
+from segtune.types import InputSpec, Proposals, SegOutput, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,15 @@ class PublishedWeights:
             names none beforehand: the download is then checked against the hash that the server
             sends with it.
         covers: "model" for a whole segmentation network, "encoder" for its encoder only.
+        locate: finds the file where no address is known beforehand; url, filename and sha256 are
+            then for information only.
     """
 
     url: str
     filename: str
     sha256: str
     covers: str = "model"
+    locate: Callable[[], Path] | None = None
 
 
 @dataclass
@@ -91,6 +95,10 @@ class SegModel(nn.Module):
         """Feature maps to logits of auxiliary classifiers, by name; empty where there are none."""
         return {}
 
+    def proposals(self, maps: Any) -> Proposals | None:
+        """Feature maps to the masks that the logits are combined from; None where there are none."""
+        return None
+
     @abstractmethod
     def sites(self) -> tuple[Site, ...]:
         """Every place where a method may attach something, from the input to the output."""
@@ -149,6 +157,7 @@ class SegModel(nn.Module):
         if self.training:
             for name, logits in self.auxiliary_maps(features.maps).items():
                 output.auxiliary[name] = self._fit(logits, features, size)
+            output.proposals = self.proposals(features.maps)
             penalties = [layer.penalty for layer in self.penalty_layers if layer.penalty is not None]
             if penalties:
                 output.penalties["balance"] = torch.stack(penalties).sum()

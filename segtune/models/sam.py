@@ -37,9 +37,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segtune.models.base import PublishedWeights, SegModel, input_spec
+from segtune.models.proposals import combine
 from segtune.models.sam_layout import to_transformers
 from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
-from segtune.models.sam_semantic import TokenClassifier, combine, propose
+from segtune.models.sam_semantic import TokenClassifier, propose
 from segtune.settings import Settings
 from segtune.types import Access, Part, Site, SiteKind
 

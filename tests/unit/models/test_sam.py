@@ -17,7 +17,7 @@ from segtune.errors import MissingExtraError, UsageError
 from segtune.methods.apply import apply
 from segtune.models import MODELS
 from segtune.models.build import build_model
-from segtune.models.sam_semantic import combine
+from segtune.models.proposals import combine
 from segtune.models.sites import probe_access
 from segtune.settings import read_settings
 from segtune.types import Access, Part, SiteKind

@@ -162,9 +162,9 @@ def rename_as_library(network: Any, state: Mapping[str, Tensor]) -> dict[str, Te
             output_loading_info=True,
             dtype=torch.float32,
         )
-    misfits = {key: shape for key, shape, _ in report["mismatched_keys"]}
-    absent = {*report["missing_keys"], *misfits}
     own = network.state_dict().keys()
+    misfits = {key: shape for key, shape, _ in report["mismatched_keys"] if key in own}
+    absent = {*report["missing_keys"], *misfits}
     found = {key: value for key, value in loaded.state_dict().items() if key in own and key not in absent}
     for key, shape in misfits.items():
         found[key] = state[key] if key in state else torch.empty(shape, device="meta")

@@ -6,10 +6,9 @@ attribute, what a block takes from running it.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +27,17 @@ _QUERY_KEY_VALUE = {
 """Name of a layer of an attention -> what its outputs are, in equal parts."""
 _PROJECTION = ("dense", "proj", "out_proj", "o_proj", "output_proj")
 _ATTENTION = ("attn", "attention")
+_SEQUENCE = "hidden_states"
+"""Name under which blocks take what they work on."""
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What a block takes that takes sequences of every length."""
+
+    prefix: int
+    """Tokens in front of those of the grid."""
+    channels: int
 
 
 def settle(
@@ -45,10 +55,10 @@ def settle(
     """
     in_encoder = tuple(f"{name}." for name in encoder)
     blocks, stages = find_blocks(model, in_encoder)
-    with _longer_sequences(model, [name for name in blocks if name.startswith(in_encoder)]) as counts:
+    with _longer_sequences(model, [name for name in blocks if name.startswith(in_encoder)]) as found:
         traced = trace(model)
     blocks = sorted((name for name in blocks if name in traced.order), key=traced.order.__getitem__)
-    sites = scan_sites(
+    scanned = scan_sites(
         model,
         part=lambda name: Part.ENCODER if f"{name}.".startswith(in_encoder) else Part.DECODER,
         head=head,
@@ -57,7 +67,18 @@ def settle(
         linear_kind=lambda name: _linear_kind(name, blocks),
         traced=traced,
     )
-    return tuple(_complete(sites, blocks, counts)), traced
+    sites: list[Site] = []
+    entered: set[int] = set()
+    for site in scanned:
+        done = _complete(model, site, blocks, found)
+        index = site.block
+        if index is not None and index not in entered and blocks[index] in found:
+            entered.add(index)
+            tokens = _token_site(model, blocks[index], index, found[blocks[index]])
+            sites += [done, tokens] if site.kind is SiteKind.BLOCK else [tokens, done]
+        else:
+            sites.append(done)
+    return tuple(sites), traced
 
 
 def find_blocks(model: nn.Module, in_encoder: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -115,26 +136,36 @@ def _linear_kind(name: str, blocks: Sequence[str]) -> SiteKind:
     return SiteKind.MLP if in_block else SiteKind.LINEAR
 
 
-def _complete(sites: Sequence[Site], blocks: Sequence[str], counts: dict[str, int]) -> Iterator[Site]:
-    """Sites with splits, windows and prefix; a block that takes longer sequences is one of tokens too."""
-    modules = {site.block: site.module for site in sites if site.kind is SiteKind.BLOCK}
-    for site in sites:
-        name = None if site.block is None else blocks[site.block]
-        done = replace(
-            site,
-            splits=_splits(site),
-            windowed=_windowed(modules.get(site.block), name in counts),
-            prefix=counts.get(name, 0) if name is not None else 0,
-        )
-        yield done
-        if site.kind is SiteKind.BLOCK and site.name in counts:
-            yield replace(done, name=f"{site.name}.tokens", kind=SiteKind.TOKENS)
+def _complete(model: SegModel, site: Site, blocks: Sequence[str], found: Mapping[str, _Sequence]) -> Site:
+    """A site with its splits, and with what is known of the sequence that its block takes."""
+    if site.block is None:
+        return replace(site, splits=_splits(site))
+    name = blocks[site.block]
+    return replace(
+        site,
+        splits=_splits(site),
+        windowed=False if name in found else _windowed(model.get_submodule(name)),
+        prefix=found[name].prefix if name in found else 0,
+    )
 
 
-def _windowed(block: nn.Module | None, sees_all: bool) -> bool | None:
-    if sees_all:
-        return False
-    for module in () if block is None else block.modules():
+def _token_site(model: SegModel, name: str, index: int, sequence: _Sequence) -> Site:
+    return Site(
+        name=f"{name}.tokens",
+        kind=SiteKind.TOKENS,
+        module=model.get_submodule(name),
+        part=Part.ENCODER,
+        block=index,
+        windowed=False,
+        channel_axis=-1,
+        channels=sequence.channels,
+        prefix=sequence.prefix,
+    )
+
+
+def _windowed(block: nn.Module) -> bool | None:
+    """What a block says about its window; None where it has no such attribute."""
+    for module in block.modules():
         window = getattr(module, "window_size", None)
         if window is not None:
             side = window if isinstance(window, int) else max(window, default=0)
@@ -153,55 +184,60 @@ def _splits(site: Site) -> tuple[tuple[str, int, int], ...]:
 
 
 @contextmanager
-def _longer_sequences(model: SegModel, blocks: Sequence[str]) -> Iterator[dict[str, int]]:
+def _longer_sequences(model: SegModel, blocks: Sequence[str]) -> Iterator[dict[str, _Sequence]]:
     """Tries, while the model is traced, which blocks take one more token in front of their sequence.
 
     Yields:
-        Filled in by the run: for each such block, how many tokens stand in front of those of the grid.
+        Such blocks by name, filled in by the run.
     """
-    counts: dict[str, int] = {}
+    found: dict[str, _Sequence] = {}
     grid: list[int] = []
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name = names[module]
         given = _sequence(args, kwargs)
-        first = output[0] if isinstance(output, tuple) else output
-        if given is None or not isinstance(first, Tensor) or first.shape != given.shape:
+        # Relative positions could be interpolated to one token more, and would then be those of others.
+        relative = any("relative_position" in name for name, _ in module.named_parameters())
+        if relative or given is None or not grid or _shape(output) != given.shape:
             return
+        batch, num_tokens, channels = given.shape
         longer = torch.cat([given[:, :1], given], dim=1)
         try:
-            result = type(module).forward(module, *_replaced(args, kwargs, longer)[0], **_replaced(args, kwargs, longer)[1])
+            # Past the module's hooks, of which this is one.
+            result = type(module).forward(module, *_replaced(args, longer), **_renamed(args, kwargs, longer))
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return
-        found = result[0] if isinstance(result, tuple) else result
-        if isinstance(found, Tensor) and found.shape == longer.shape and grid:
-            counts[name] = given.shape[1] - grid[-1]
+        if _shape(result) == (batch, num_tokens + 1, channels) and num_tokens >= grid[-1]:
+            found[names[module]] = _Sequence(num_tokens - grid[-1], channels)
 
     def measure(_module: nn.Module, _args: Any, output: Any) -> None:
-        # The first convolution cuts the image into patches.
-        if not grid and isinstance(output, Tensor) and output.ndim == 4:
-            grid.append(output.shape[2] * output.shape[3])
+        # The first convolution of a plain transformer cuts the image into patches.
+        if not grid and isinstance(output, Tensor):
+            grid.append(output[0, 0].numel())
 
     names = {model.get_submodule(name): name for name in blocks}
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     hooks = [module.register_forward_hook(watch, with_kwargs=True) for module in names]
-    hooks += [
-        module.register_forward_hook(measure) for module in model.modules() if isinstance(module, nn.Conv2d)
-    ]
+    hooks += [module.register_forward_hook(measure) for module in convolutions]
     try:
-        yield counts
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _sequence(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    given = args[0] if args else kwargs.get("hidden_states")
+    given = args[0] if args else kwargs.get(_SEQUENCE)
     return given if isinstance(given, Tensor) and given.ndim == 3 else None
 
 
-def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], sequence: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (sequence, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": sequence}
+def _replaced(args: tuple[Any, ...], sequence: Tensor) -> tuple[Any, ...]:
+    return (sequence, *args[1:]) if args else ()
+
+
+def _renamed(args: tuple[Any, ...], kwargs: dict[str, Any], sequence: Tensor) -> dict[str, Any]:
+    return kwargs if args else {**kwargs, _SEQUENCE: sequence}
+
+
+def _shape(output: Any) -> tuple[int, ...] | None:
+    first = output[0] if isinstance(output, tuple) else output
+    return tuple(first.shape) if isinstance(first, Tensor) else None

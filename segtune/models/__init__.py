@@ -18,5 +18,6 @@ MODELS = Registry(
         "sam-vit-huge": "segtune.models.sam:Sam",
         "smp:": "segtune.models.smp:SmpModel",
         "hf:": "segtune.models.hf:HfModel",
+        "hf-backbone:": "segtune.models.hf_backbone:HfBackbone",
     },
 )

@@ -23,6 +23,7 @@ from segtune.models.hf_source import PRETRAINED, Preparation, Source
 from segtune.types import InputSpec, Site
 
 _PREFIX = "network."
+_MAP_NORMS = f"{_PREFIX}hidden_states_norms."
 _HALVED = 32
 """Pixels; how often networks of several scales halve the image, at most five times."""
 
@@ -43,7 +44,7 @@ class TransformersModel(SegModel):
         config = network.config
         channels = find_value(config, "num_channels", 3)
         mean, std = self.preparation.for_channels(channels)
-        multiple = size_multiple(config)
+        multiple = patch_side(config) or _HALVED
         super().__init__(
             num_classes,
             InputSpec(channels=channels, mean=mean, std=std, multiple=multiple, minimum=2 * multiple),
@@ -117,8 +118,13 @@ class TransformersModel(SegModel):
         """Accepts files of transformers: also older ones, and those of a network without this head."""
         if any(key.startswith(_PREFIX) for key in state):
             return state
-        renamed = rename_as_library(self.network, state)
-        return {f"{_PREFIX}{key}": value for key, value in renamed.items()}
+        found = {f"{_PREFIX}{key}": value for key, value in rename_as_library(self.network, state).items()}
+        if not found:
+            return state
+        # Files lack what backbones put on their maps, and what nothing depends on.
+        own = self.network.state_dict(prefix=_PREFIX)
+        spare = {key for key in own if key in self.unused or key.startswith(_MAP_NORMS)}
+        return {**{key: own[key] for key in spare}, **found}
 
 
 _FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError)
@@ -133,11 +139,11 @@ def find_value(config: Any, name: str, default: Any) -> Any:
     return default
 
 
-def size_multiple(config: Any) -> int:
-    """Pixels that height and width are padded to a multiple of: a patch of a plain transformer, else 32."""
+def patch_side(config: Any) -> int | None:
+    """Side of a patch of a plain transformer in pixels; None for networks of several scales."""
     patch = find_value(config, "patch_size", 1)
     side = patch if isinstance(patch, int) else max(patch)
-    return side if side > 8 else _HALVED
+    return side if side > 8 else None
 
 
 def rename_as_library(network: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,10 +56,10 @@ _REFUSED = {
 }
 
 
-def build(network_class: Any, config: Any, variant: str) -> nn.Module:
+def build(network_class: Any, config: Any, variant: str, **options: Any) -> nn.Module:
     """A network of a class with random weights in float32."""
     try:
-        network: nn.Module = network_class._from_config(config, dtype=torch.float32)
+        network: nn.Module = network_class._from_config(config, dtype=torch.float32, **options)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(

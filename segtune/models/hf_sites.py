@@ -133,7 +133,7 @@ def _linear_kind(name: str, blocks: Sequence[str]) -> SiteKind:
             return SiteKind.ATTENTION_QKV
         return SiteKind.ATTENTION_PROJ if last in _PROJECTION else SiteKind.LINEAR
     in_block = any(name.startswith(f"{block}.") for block in blocks)
-    return SiteKind.MLP if in_block else SiteKind.LINEAR
+    return SiteKind.MLP if in_block and last != "proj" else SiteKind.LINEAR
 
 
 def _complete(model: SegModel, site: Site, blocks: Sequence[str], found: Mapping[str, _Sequence]) -> Site:
@@ -166,6 +166,9 @@ def _token_site(model: SegModel, name: str, index: int, sequence: _Sequence) -> 
 def _windowed(block: nn.Module) -> bool | None:
     """What a block says about its window; None where it has no such attribute."""
     for module in block.modules():
+        in_units = getattr(module, "use_mask_unit_attn", None)  # Hiera
+        if in_units is not None:
+            return bool(in_units)
         window = getattr(module, "window_size", None)
         if window is not None:
             side = window if isinstance(window, int) else max(window, default=0)

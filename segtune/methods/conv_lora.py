@@ -229,7 +229,9 @@ class ConvLora(Method):
     def apply(self, host: Host) -> None:
         """Attaches a `ConvLoraOperation` to every chosen site that can have one."""
         settings = self.settings
-        chosen = host.select({SiteKind(kind) for kind in settings.kinds}, settings, "conv-lora")
+        on_grid = [site for site in host.sites if site.prefix is not None]
+        kinds = {SiteKind(kind) for kind in settings.kinds}
+        chosen = host.select(kinds, settings, "conv-lora", among=on_grid)
         sites = [site for site in chosen if branch_possible(site.module, site.access)]
         if not sites:
             raise NoSiteError(
@@ -238,7 +240,7 @@ class ConvLora(Method):
                 hint="choose others with method.kinds and method.include, or use method=lora",
             )
         for site in sites:
-            host.attach(site, "conv-lora", self._operation(site.module, site.prefix))
+            host.attach(site, "conv-lora", self._operation(site.module, site.prefix or 0))
 
     def _operation(self, layer: nn.Module, prefix: int) -> ConvLoraOperation:
         settings = self.settings

@@ -177,8 +177,24 @@ class _Dpt(_WithAuxiliary):
         return {} if network.auxiliary_head is None else {"aux": network.auxiliary_head(maps[-1])}
 
 
+def _contiguous(
+    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of an attention in one piece: for others torch chooses the kernel by `requires_grad`."""
+    whole = [value.contiguous() if isinstance(value, Tensor) else value for value in args]
+    named = {k: value.contiguous() if isinstance(value, Tensor) else value for k, value in kwargs.items()}
+    return tuple(whole), named
+
+
 class _Universal(Runner):
     """Queries with a class and a mask each."""
+
+    def prepare(self, network: Any) -> None:
+        """Also makes attention give the same bits whether or not its weights are trained."""
+        super().prepare(network)
+        for module in network.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.register_forward_pre_hook(_contiguous, with_kwargs=True)
 
     def encode(self, network: Any, images: Tensor) -> Any:
         """Class logits [B, N, K + 1] and mask logits [B, N, h, w]."""

@@ -6,6 +6,7 @@ attribute, what a block takes from running it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segtune.models.base import SegModel
-from segtune.models.sites import Trace, scan_sites, trace
+from segtune.models.sites import COLUMNS, ROWS, Trace, scan_sites, trace
 from segtune.types import Part, Site, SiteKind
 
 _QUERY_KEY_VALUE = {
@@ -70,7 +71,7 @@ def settle(
     sites: list[Site] = []
     entered: set[int] = set()
     for site in scanned:
-        done = _complete(model, site, blocks, found)
+        done = _complete(model, site, blocks, found, traced)
         index = site.block
         if index is not None and index not in entered and blocks[index] in found:
             entered.add(index)
@@ -136,8 +137,11 @@ def _linear_kind(name: str, blocks: Sequence[str]) -> SiteKind:
     return SiteKind.MLP if in_block and last != "proj" else SiteKind.LINEAR
 
 
-def _complete(model: SegModel, site: Site, blocks: Sequence[str], found: Mapping[str, _Sequence]) -> Site:
+def _complete(
+    model: SegModel, site: Site, blocks: Sequence[str], found: Mapping[str, _Sequence], traced: Trace
+) -> Site:
     """A site with its splits, and with what is known of the sequence that its block takes."""
+    site = replace(site, prefix=0 if site.part is Part.ENCODER or _on_grid(site, traced) else None)
     if site.block is None:
         return replace(site, splits=_splits(site))
     name = blocks[site.block]
@@ -145,8 +149,17 @@ def _complete(model: SegModel, site: Site, blocks: Sequence[str], found: Mapping
         site,
         splits=_splits(site),
         windowed=False if name in found else _windowed(model.get_submodule(name)),
-        prefix=found[name].prefix if name in found else 0,
+        prefix=found[name].prefix if name in found else site.prefix,
     )
+
+
+def _on_grid(site: Site, traced: Trace) -> bool:
+    """Whether what a layer gives are maps, or as many tokens as a map of the traced image has pixels."""
+    shape = traced.shapes.get(site.name, ())
+    if len(shape) != 3:
+        return len(shape) != 2
+    pixels = ROWS * COLUMNS
+    return shape[1] % pixels == 0 and math.isqrt(shape[1] // pixels) ** 2 == shape[1] // pixels
 
 
 def _token_site(model: SegModel, name: str, index: int, sequence: _Sequence) -> Site:

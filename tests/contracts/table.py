@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
             "decoder_width": 16,
         },
     ),
-    **{name: (tiny(name), {}) for name in ("hf:upernet-swin", "hf:mask2former", "hf-backbone:dinov2")},
+    **{name: (tiny(name), {}) for name in ("hf:upernet-swin", "hf:eomt", "hf-backbone:dinov2")},
 }
 
 

@@ -174,7 +174,9 @@ class ConvLoraOperation(Operation):
         if isinstance(layer, nn.Linear):
             low = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, r]
             if front is not None:
-                low = torch.cat([front.to(low.dtype) if self.residual else torch.zeros_like(front), low], dim=1)
+                low = torch.cat(
+                    [front.to(low.dtype) if self.residual else torch.zeros_like(front), low], dim=1
+                )
             low = low.flatten(0, 1)
             return torch.addmm(y.flatten(0, -2), low, up.T, alpha=self.scale).view(y.shape)
         return y + F.conv2d(maps, (up * self.scale)[:, :, None, None])

@@ -13,8 +13,9 @@ A backbone for images of one size only gets every image resized to that size.
 Needs the extra `hf`.
 
 Source
-    The linear head: Oquab et al., DINOv2, 2023, section 7.4. The pyramid: Lin et al., Feature Pyramid Networks,
-    2017; scales of a plain transformer: Li et al., Exploring Plain Vision Transformer Backbones, 2022.
+    The linear head: Oquab et al., DINOv2, 2023, section 7.4. The pyramid: Lin et al., Feature Pyramid
+    Networks, 2017; scales of a plain transformer: Li et
+    al., Exploring Plain Vision Transformer Backbones, 2022.
 """
 
 from __future__ import annotations

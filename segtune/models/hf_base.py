@@ -19,7 +19,7 @@ from segtune.errors import UsageError
 from segtune.models.base import PublishedWeights, SegModel
 from segtune.models.hf_network import resize
 from segtune.models.hf_sites import settle
-from segtune.models.hf_source import PRETRAINED, Preparation, Source
+from segtune.models.hf_source import PRETRAINED, Source
 from segtune.types import InputSpec, Site
 
 _PREFIX = "network."

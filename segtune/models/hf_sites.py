@@ -41,9 +41,7 @@ class _Sequence:
     channels: int
 
 
-def settle(
-    model: SegModel, *, encoder: Sequence[str], head: Sequence[str]
-) -> tuple[tuple[Site, ...], Trace]:
+def settle(model: SegModel, *, encoder: Sequence[str], head: Sequence[str]) -> tuple[tuple[Site, ...], Trace]:
     """Runs the model once without computing anything, and finds its sites.
 
     Args:
@@ -114,7 +112,7 @@ def _has_blocks(module: nn.Module) -> bool:
     """Whether a module is a stage: lists of blocks are lists of modules, in stages also sequences."""
     kinds = (nn.ModuleList, nn.Sequential) if "Stage" in type(module).__name__ else (nn.ModuleList,)
     return any(
-        type(part) in kinds and any(True for element in part for _ in element.children())
+        type(part) in kinds and any(True for element in part.children() for _ in element.children())
         for part in module.modules()
         if part is not module
     )
@@ -157,7 +155,7 @@ def _on_grid(site: Site, traced: Trace) -> bool:
     """Whether what a layer gives are maps, or as many tokens as a map of the traced image has pixels."""
     shape = traced.shapes.get(site.name, ())
     if len(shape) != 3:
-        return len(shape) != 2
+        return len(shape) == 4
     pixels = ROWS * COLUMNS
     return shape[1] % pixels == 0 and math.isqrt(shape[1] // pixels) ** 2 == shape[1] // pixels
 

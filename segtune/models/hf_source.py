@@ -172,7 +172,9 @@ class Preparation:
         if mean is None or std is None:
             return cls(reversed_channels=flips)
         # Images of 0..1 times what the network expects of 0..255.
-        scale = 255 * float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 255.0
+        scale = (
+            255 * float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 255.0
+        )
         return cls(
             mean=tuple(float(value) / scale for value in _sequence(mean)),
             std=tuple(float(value) / scale for value in _sequence(std)),

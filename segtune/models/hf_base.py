@@ -175,8 +175,9 @@ def rename_as_library(network: Any, state: Mapping[str, Tensor]) -> dict[str, Te
     for key, shape in misfits.items():
         found[key] = state[key] if key in state else torch.empty(shape, device="meta")
     for key in report["unexpected_keys"]:
-        if key in state and _belongs(key, network):
-            found[key] = state[key]
+        if _belongs(key, network):
+            # Reported under today's name; the tensor is never copied.
+            found[key] = state.get(key, torch.empty(0, device="meta"))
     return found
 
 

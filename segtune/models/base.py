@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ class PublishedWeights:
             names none beforehand: the download is then checked against the hash that the server
             sends with it.
         covers: "model" for a whole segmentation network, "encoder" for its encoder only.
+        locate: finds the file where no address is known beforehand; url, filename and sha256 are
+            then for information only.
     """
 
     url: str
     filename: str
     sha256: str
     covers: str = "model"
+    locate: Callable[[], Path] | None = None
 
 
 @dataclass

@@ -19,6 +19,7 @@ from segtune.models import MODELS as MODEL_REGISTRY
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from tests.contracts.tiny_attention import TinyAttention
+from tests.contracts.tiny_transformers import tiny
 
 NUM_CLASSES = 3
 SIZE = (64, 96)
@@ -42,6 +43,7 @@ MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
             "decoder_width": 16,
         },
     ),
+    **{name: (tiny(name), {}) for name in ("hf:upernet-swin", "hf:eomt", "hf-backbone:dinov2")},
 }
 
 

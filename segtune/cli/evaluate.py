@@ -62,6 +62,8 @@ def command(
         print_json(evaluation.to_dict())
         return
     click.echo(f"{run} on {split}: {evaluation.num_images} images in {evaluation.seconds:.1f} s")
+    if evaluation.settings["prompts"]:
+        click.echo(f"  prompts: {evaluation.settings['prompts']}")
     for name, score in evaluation.scores.items():
         click.echo(f"  {name:<16} {score:.4f}")
 

@@ -23,7 +23,7 @@ from segtune.engine.build import (
 )
 from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.folder import RunFolder
-from segtune.engine.infer import InferenceSettings
+from segtune.engine.infer import InferenceSettings, require_whole_images
 from segtune.errors import UsageError
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
@@ -64,7 +64,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
 
     Raises:
         UsageError: the model does not take the images' channels, or images of different sizes would
-            have to make a batch.
+            have to make a batch; windows for a model that is prompted.
         SettingsError: an augmentation does not fit the images.
         WeightsError: the weights are not to be had.
         NoSiteError: the method does not fit the model.
@@ -98,6 +98,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         )
     # refuses what does not fit the images before anything is written
     TrainTransform(config.data, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index)
+    inference = InferenceSettings.from_data(config.data, precision)
+    require_whole_images(tunable.model, inference)
     estimate = estimate_memory(
         model=config.model,
         model_settings=config.model_settings,
@@ -109,7 +111,6 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         optimizer=config.optim.name,
     )
     batches = steps_per_epoch(len(index.split("train")), config.train.batch_size)
-    epochs = config.train.epochs or DEFAULT_EPOCHS
     return Job(
         config=config,
         folder=folder,
@@ -121,10 +122,18 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         precision=precision,
         crop=crop,
         estimate=estimate,
-        inference=InferenceSettings.from_data(config.data, precision),
+        inference=inference,
         batches_per_epoch=batches,
-        num_steps=config.train.steps or math.ceil(epochs * batches / config.train.accumulate),
+        num_steps=_num_steps(config, tunable, batches),
     )
+
+
+def _num_steps(config: RunConfig, tunable: Tunable, batches: int) -> int:
+    """Optimiser steps of the whole run; none where nothing is trained."""
+    if not tunable.applied.parameters():
+        return 0
+    epochs = config.train.epochs or DEFAULT_EPOCHS
+    return config.train.steps or math.ceil(epochs * batches / config.train.accumulate)
 
 
 def _check_monitor(name: str, classes: Classes) -> None:

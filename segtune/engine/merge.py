@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segtune.engine.build import place
 from segtune.engine.files import write_with
+from segtune.engine.prompts import example_prompts
 from segtune.engine.run import LoadedRun, versions
 from segtune.engine.tensors import write_tensors
 from segtune.errors import MergeError, UsageError
@@ -112,7 +113,7 @@ def _probes(model: SegModel) -> list[Tensor]:
 
 @torch.no_grad()
 def _logits(model: SegModel, probe: Tensor) -> Tensor:
-    logits: Tensor = model(probe).logits
+    logits: Tensor = model(probe, prompts=example_prompts(model, probe)).logits
     return logits
 
 

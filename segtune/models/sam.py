@@ -1,17 +1,24 @@
-"""Segment Anything (SAM) as a semantic model: no prompts, any image size, two or more classes.
+"""Segment Anything (SAM): without prompts as a semantic model, or with a box or points for each object.
 
-The network is the whole published one, so that its weights come in and go out as they are. Without a
-prompt the mask decoder gets SAM's own embedding for "no prompt".
+The network is the whole published one, so that its weights come in and go out as they are. It takes
+images of any size; the published weights were trained on images whose longer side is 1024 pixels.
 
-Two classes: the first mask token with its hyper-network gives one map z; the logits are 0 for the
-background and z for the foreground, so that softmax is sigmoid(z) and cross entropy is that of the
-published mask. The first of the four tokens is the one that SAM answers with where a single mask is
-asked for. The other three stay in the attention, as in pretraining; their hyper-networks, the IoU
+Without prompts (`model.prompts=none`, the default) the mask decoder gets SAM's own embedding for
+"no prompt". Two classes: the first mask token with its hyper-network gives one map z; the logits are
+0 for the background and z for the foreground, so that softmax is sigmoid(z) and cross entropy is that
+of the published mask. The first of the four tokens is the one that SAM answers with where a single
+mask is asked for. The other three stay in the attention, as in pretraining; their hyper-networks, the IoU
 head and the encoders of points, boxes and masks have no part in the output.
 
 More classes: N mask tokens with the first hyper-network, each with a class (sam_semantic.py). They
 start as the first mask token plus noise, without which they would stay equal, and with a preference
 for one class each, without which cross entropy could not tell them apart.
+
+With prompts (`model.prompts=box`, `point` or `box+point`) each object of an image has a class and is
+pointed at; the published network gives its mask, and the masks are combined to logits of classes
+(sam_prompts.py). Nothing is new then, for any number of classes: the model can be scored as it was
+published (`zero-shot`). Where prompts come from: data/prompts.py in training and scoring,
+`segtune predict --prompts` in prediction.
 
 The whole mask decoder is the head: every method trains it, unless `method.train_head=false`.
 
@@ -30,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -39,9 +46,10 @@ from torch import Tensor, nn
 from segtune.models.base import PublishedWeights, SegModel, input_spec
 from segtune.models.sam_layout import to_transformers
 from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
+from segtune.models.sam_prompts import KINDS, combine_objects, embed_prompts, is_unused_embedding
 from segtune.models.sam_semantic import TokenClassifier, combine, propose
 from segtune.settings import Settings
-from segtune.types import Access, Part, Site, SiteKind
+from segtune.types import Access, Part, Prompts, Site, SiteKind
 
 _SIZES = {
     "sam-vit-base": SamSizes(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
@@ -79,11 +87,17 @@ _NECK_KINDS = {
 class SamSettings(Settings):
     """What is built; sizes left out are those of the published network."""
 
+    prompts: Literal["none", "box", "point", "box+point"] = Field(
+        "none", description="what each object is pointed at with; none: a semantic model without prompts"
+    )
     checkpointing: bool = Field(
         False, description="keep only the inputs of encoder blocks for the backward pass: less memory, slower"
     )
     num_tokens: int | None = Field(
-        None, ge=1, le=1000, description="N, mask tokens for 3 or more classes; default: K, at least 10"
+        None,
+        ge=1,
+        le=1000,
+        description="N, mask tokens for 3 or more classes without prompts; default: K, at least 10",
     )
     width: int | None = Field(None, ge=1, description="channels of the image encoder")
     depth: int | None = Field(None, ge=1, description="blocks of the image encoder")
@@ -102,12 +116,12 @@ class SamSettings(Settings):
 
 
 class Sam(SegModel):
-    """SAM without prompts.
+    """SAM, with prompts or without.
 
     Args:
         variant: the registered name.
         num_classes: K, at least 2.
-        settings: checkpointing, mask tokens, and sizes other than the published ones.
+        settings: prompts, checkpointing, mask tokens, and sizes other than the published ones.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -115,7 +129,7 @@ class Sam(SegModel):
     """
 
     def __init__(self, variant: str, num_classes: int, settings: SamSettings) -> None:
-        changed = settings.model_dump(exclude_none=True, exclude={"checkpointing", "num_tokens"})
+        changed = settings.model_dump(exclude_none=True, exclude={"prompts", "checkpointing", "num_tokens"})
         sizes = replace(_SIZES[variant], **changed)
         sizes.check()
         super().__init__(num_classes, input_spec(3, multiple=sizes.patch_size))
@@ -128,7 +142,8 @@ class Sam(SegModel):
         self.mask_decoder: Any = network.mask_decoder
         self.class_tokens: nn.Embedding | None = None
         self.classifier: TokenClassifier | None = None
-        if num_classes > 2:
+        self.prompted = KINDS[settings.prompts]
+        if num_classes > 2 and not self.prompted:
             num_tokens = settings.num_tokens or max(10, num_classes)
             self.class_tokens = nn.Embedding(num_tokens, sizes.decoder_width)
             self.classifier = TokenClassifier(sizes.decoder_width, num_tokens, num_classes)
@@ -153,6 +168,30 @@ class Sam(SegModel):
         foreground: Tensor = masks[:, 0]  # [B, 1, 4 h, 4 w]
         return torch.cat([torch.zeros_like(foreground), foreground], dim=1)
 
+    def decode_prompted(self, maps: Tensor, padded: tuple[int, int], prompts: Prompts) -> Tensor:
+        """Embeddings and the objects pointed at to logits [B, K, 4 h, 4 w]."""
+        return combine_objects(self.object_masks(maps, padded, prompts), prompts.classes, self.num_classes)
+
+    def object_masks(self, maps: Tensor, padded: tuple[int, int], prompts: Prompts) -> Tensor:
+        """The published network's mask of each object.
+
+        Args:
+            maps: [B, D, h, w], of `encode_maps`.
+            padded: height and width of the padded images in pixels.
+            prompts: of N objects.
+
+        Returns:
+            Mask logits [B, N, 4 h, 4 w]; those of objects of class -1 mean nothing.
+        """
+        masks: Tensor = self.mask_decoder(
+            image_embeddings=maps,
+            image_positional_embeddings=self._positions(maps).repeat(len(maps), 1, 1, 1),
+            sparse_prompt_embeddings=embed_prompts(self.prompt_encoder, self.prompted, prompts, padded),
+            dense_prompt_embeddings=self._no_prompt(),
+            multimask_output=False,
+        )[0]
+        return masks[:, :, 0]
+
     def propose(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings to what `decode_maps` combines for 3 or more classes, and set matching trains on.
 
@@ -162,7 +201,9 @@ class Sam(SegModel):
         Returns:
             Class logits [B, N, K + 1], the last for "no object", and mask logits [B, N, 4 h, 4 w].
         """
-        assert self.class_tokens is not None and self.classifier is not None, "two classes have one mask"
+        assert self.class_tokens is not None and self.classifier is not None, (
+            "two classes, and prompts, have masks of their own"
+        )
         return propose(
             self.mask_decoder,
             self.class_tokens.weight,
@@ -176,7 +217,7 @@ class Sam(SegModel):
         return tuple(self._list_sites())
 
     def head_names(self) -> tuple[str, ...]:
-        """The classifier of mask tokens; for two classes nothing is new."""
+        """The classifier of mask tokens; for two classes, and with prompts, nothing is new."""
         return () if self.classifier is None else ("classifier",)
 
     def encoder_names(self) -> tuple[str, ...]:
@@ -230,7 +271,7 @@ class Sam(SegModel):
 
     def _is_unused(self, name: str) -> bool:
         if name.startswith("prompt_encoder."):
-            return not name.startswith("prompt_encoder.no_mask_embed.")
+            return is_unused_embedding(name.removeprefix("prompt_encoder."), self.prompted)
         hyper_networks = "mask_decoder.output_hypernetworks_mlps."
         if name.startswith(hyper_networks):
             return not name.startswith(f"{hyper_networks}0.")

@@ -105,6 +105,8 @@ class PromptSource:
         sides = (box[2:] - box[:2] + 1).repeat(2)
         reach = (self.settings.prompt_jitter * sides).clamp(max=self.settings.prompt_jitter_pixels)
         moved = box + reach * (2 * torch.rand(4) - 1)
+        first, second = moved.view(2, 2)
+        moved = torch.cat([first.minimum(second), first.maximum(second)])  # a side of one pixel may turn over
         height, width = shape
         return moved.clamp_min(0).minimum(torch.tensor([width - 1, height - 1] * 2))
 

@@ -57,7 +57,7 @@ class Trainer:
         job = self.job
         applied = job.tunable.applied
         if not applied.parameters():
-            write_tensors(self.folder.best, applied.state_dict(), {"step": "0"})
+            self._keep_as_it_is()
             return
         optimizer = build_optimizer(
             applied.parameters(),
@@ -82,6 +82,13 @@ class Trainer:
             raise
         finally:
             log.close()
+
+    def _keep_as_it_is(self) -> None:
+        """What a run leaves behind where nothing is trained."""
+        MetricLog(self.folder, 0, 0).close()
+        write_tensors(self.folder.best, self.job.tunable.applied.state_dict(), {"step": "0"})
+        with ResourceMonitor(self.job.device) as monitor:
+            self.resources = monitor.snapshot()
 
     def _restore(self, fabric: Fabric, optimizer: torch.optim.Optimizer) -> Progress:
         if not self.folder.last.is_file():

@@ -47,9 +47,10 @@ from segtune.models.base import PublishedWeights, SegModel, input_spec
 from segtune.models.sam_layout import to_transformers
 from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
 from segtune.models.sam_prompts import KINDS, combine_objects, embed_prompts, is_unused_embedding
-from segtune.models.sam_semantic import TokenClassifier, combine, propose
+from segtune.models.sam_semantic import TokenClassifier, combine, fit_tokens, propose
+from segtune.models.sam_sites import head_sites, thirds
 from segtune.settings import Settings
-from segtune.types import Access, Part, Prompts, Site, SiteKind
+from segtune.types import Part, Prompts, Site, SiteKind
 
 _SIZES = {
     "sam-vit-base": SamSizes(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
@@ -250,15 +251,7 @@ class Sam(SegModel):
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accepts the original code's layout, and files for another number of classes."""
-        state = to_transformers(state)
-        if self.class_tokens is None:
-            return {k: v for k, v in state.items() if not k.startswith(("class_tokens.", "classifier."))}
-        own = self.class_tokens.weight.detach()  # [N, D]
-        found = state.get("class_tokens.weight")
-        published = state.get("mask_decoder.mask_tokens.weight")  # [4, D]
-        if published is None or (found is not None and found.shape == own.shape):
-            return state
-        return {**state, "class_tokens.weight": published[:1] + own * published.std()}
+        return fit_tokens(to_transformers(state), self.class_tokens)
 
     def _positions(self, maps: Tensor) -> Tensor:
         grid = (maps.shape[2], maps.shape[3])
@@ -305,7 +298,7 @@ class Sam(SegModel):
                     block=index,
                     windowed=index not in self._global_blocks,
                     channel_axis=-1,
-                    splits=_thirds(layer.get_submodule(name)) if kind is SiteKind.ATTENTION_QKV else (),
+                    splits=thirds(layer.get_submodule(name)) if kind is SiteKind.ATTENTION_QKV else (),
                 )
         for name, kind in _NECK_KINDS.items():
             yield Site(
@@ -314,29 +307,4 @@ class Sam(SegModel):
                 module=encoder.neck.get_submodule(name),
                 part=Part.NECK,
             )
-        for name, module in self.named_modules():
-            own = [f"{name}.{key}" for key in module._parameters]
-            if name.startswith(("mask_decoder.", "class")) and own and self.unused.isdisjoint(own):
-                yield _head_site(name, module)
-
-
-def _thirds(layer: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    """Where q, k and v are among a fused layer's outputs."""
-    assert isinstance(layer, nn.Linear)
-    width = layer.in_features
-    return tuple((name, index * width, (index + 1) * width) for index, name in enumerate("qkv"))
-
-
-def _head_site(name: str, module: nn.Module) -> Site:
-    channel_first = (
-        isinstance(module, nn.ConvTranspose2d) or getattr(module, "data_format", "") == "channels_first"
-    )
-    return Site(
-        name=name,
-        kind=SiteKind.HEAD,
-        module=module,
-        part=Part.HEAD,
-        channel_axis=1 if channel_first else -1,
-        # Tokens are read, never looked up.
-        access=Access.WEIGHT if isinstance(module, nn.Embedding) else Access.CALL,
-    )
+        yield from head_sites(self)

@@ -42,6 +42,18 @@ MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
             "decoder_width": 16,
         },
     ),
+    "sam2": (
+        "sam2.1-hiera-tiny",
+        {
+            "width": 8,
+            "blocks": (1, 1, 2, 1),
+            "heads": (1, 1, 2, 2),
+            "windows": (8, 4, 2, 1),
+            "global_blocks": (3,),
+            "background": 3,
+            "decoder_width": 16,
+        },
+    ),
 }
 
 

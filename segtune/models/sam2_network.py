@@ -127,6 +127,11 @@ def build_network(sizes: Sam2Sizes, variant: str) -> Any:
     )
     config._attn_implementation = "sdpa"
     network = Sam2Model(config)
+    # As in the original code. The library's own start, of standard deviation 0.02, is meant to be
+    # overwritten: what reaches the mask through the finest maps is too small to be trained.
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     frequencies = network.shared_image_embedding.positional_embedding
     network.prompt_encoder.shared_embedding.positional_embedding.copy_(frequencies)
     return network

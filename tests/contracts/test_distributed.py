@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.contracts.table import ALL_METHODS, images, loss_of, make_applied, make_model, masks, model_for
 
-METHODS = [*ALL_METHODS, "lora+norm+bitfit"]
+METHODS = [*ALL_METHODS, "lora+norm+bitfit", "peft:loha"]
 MODEL = "unet-bilinear"  # group norm: its statistics do not depend on how a batch is split
 DEPENDS_ON_SPLIT = {"conv-lora", "conv-lora:inception"}
 """Methods whose noise and balance loss are those of each process's own part of the batch."""

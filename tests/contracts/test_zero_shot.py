@@ -13,7 +13,7 @@ from segtune.models.build import build_model
 from tests.contracts.table import MODELS, logits, make_applied, make_model, parts_of
 from tests.support import make_config
 
-UNTRAINED = [name for name in METHODS if not METHODS.load(name).trains]
+UNTRAINED = [name for name in METHODS if not name.endswith(":") and not METHODS.load(name).trains]
 
 
 @pytest.mark.parametrize("method", UNTRAINED)

@@ -14,9 +14,10 @@ from segtune.data.loading import LoadedSample, collate, eval_loader
 from segtune.data.prompts import PromptSource
 from segtune.data.settings import DataSettings
 from segtune.engine.infer import Inference
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
 from segtune.metrics.miou_per_image import image_scores
 from segtune.metrics.per_class import per_class
+from segtune.metrics.saliency import SaliencyTally, saliency_scores
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
 from segtune.types import Batch
@@ -53,6 +54,7 @@ def evaluate_samples(
     *,
     split: str,
     batch_size: int = 1,
+    saliency: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores a model on samples with ground truth.
@@ -65,18 +67,23 @@ def evaluate_samples(
             takes them.
         split: what the samples are called.
         batch_size: images of equal size that enter the model at once; no score depends on it.
+        saliency: also score the foreground's probabilities, of two classes.
         progress: called with the number of images done and of all.
 
     Raises:
         DataError: there is no sample.
+        UsageError: saliency scores of other than two classes.
     """
     if not samples:
         raise DataError(
             f"there are no {split} images to evaluate on",
             hint="choose another split with --split, or set data.val_fraction / data.test_fraction",
         )
-    start = time.perf_counter()
     classes = index.classes
+    if saliency:
+        require_two_classes(classes.num_classes)
+    start = time.perf_counter()
+    maps = SaliencyTally(classes.ignore_index)
     tally = Tally(classes.num_classes, classes.ignore_index)
     prompted = inference.model.prompted
     prompts = PromptSource(settings, prompted, classes.ignore_index) if prompted else None
@@ -88,6 +95,9 @@ def evaluate_samples(
         masks = batch.masks
         for name, prediction, mask in zip(batch.names, predictions, masks, strict=True):
             tally.update(prediction, mask, name)
+        if saliency:
+            for foreground, mask in zip(probabilities[:, 1], masks, strict=True):
+                maps.update(foreground, mask)
         valid = masks != classes.ignore_index
         labels = torch.where(valid, masks, 0).long()
         chosen = probabilities.gather(1, labels[:, None])[:, 0][valid]
@@ -98,6 +108,8 @@ def evaluate_samples(
             progress(done, len(samples))
     scores = compute_scores(tally)
     scores["cross_entropy"] = surprise / pixels if pixels else float("nan")
+    if saliency:
+        scores.update(saliency_scores(maps))
     return Evaluation(
         split=split,
         num_images=len(samples),
@@ -113,6 +125,15 @@ def evaluate_samples(
             "prompts": None if prompts is None else prompts.describe(),
         },
     )
+
+
+def require_two_classes(num_classes: int) -> None:
+    """Raises UsageError where saliency scores are not defined."""
+    if num_classes != 2:
+        raise UsageError(
+            f"saliency scores are of one foreground, and there are {num_classes} classes",
+            hint="leave --saliency (train.saliency) out, or map mask values to two classes with data.values",
+        )
 
 
 def _equal_sizes(loader: Iterable[LoadedSample], batch_size: int) -> Iterator[Batch]:

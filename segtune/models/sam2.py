@@ -32,13 +32,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segtune.models.base import PublishedWeights, SegModel, input_spec
+from segtune.models.proposals import combine
 from segtune.models.sam2_network import ImageEncoder, Sam2Sizes, build_network
 from segtune.models.sam_layout import both_tables
 from segtune.models.sam_network import image_positions
 from segtune.models.sam_prompts import KINDS, combine_objects, embed_prompts
 from segtune.models.sam_semantic import (
     TokenClassifier,
-    combine,
     first_masks,
     fit_tokens,
     propose,
@@ -46,7 +46,7 @@ from segtune.models.sam_semantic import (
 )
 from segtune.models.sam_sites import head_sites, thirds
 from segtune.settings import Settings
-from segtune.types import Part, Prompts, Site, SiteKind
+from segtune.types import Part, Prompts, Proposals, Site, SiteKind
 
 _SIZES = {
     "tiny": Sam2Sizes(),
@@ -148,7 +148,8 @@ class Sam2(SegModel):
         self.class_tokens: nn.Embedding | None = None
         self.classifier: TokenClassifier | None = None
         self.prompted = KINDS[settings.prompts]
-        if num_classes > 2 and not self.prompted:
+        self.proposes_masks = num_classes > 2 and not self.prompted
+        if self.proposes_masks:
             num_tokens = settings.num_tokens or max(10, num_classes)
             self.class_tokens = nn.Embedding(num_tokens, sizes.decoder_width)
             self.classifier = TokenClassifier(sizes.decoder_width, num_tokens, num_classes)
@@ -161,8 +162,9 @@ class Sam2(SegModel):
 
     def decode_maps(self, maps: list[Tensor], padded: tuple[int, int]) -> Tensor:
         """Maps to logits [B, K, H / 4, W / 4]."""
-        if self.num_classes > 2:
-            return combine(*self.propose(maps))
+        proposals = self.proposals(maps)
+        if proposals is not None:
+            return combine(proposals)
         foreground = self._masks(maps, self._no_prompt(len(maps[0])))
         return torch.cat([torch.zeros_like(foreground), foreground], dim=1)
 
@@ -183,16 +185,10 @@ class Sam2(SegModel):
         """
         return self._masks(maps, embed_prompts(self.prompt_encoder, self.prompted, prompts, padded))
 
-    def propose(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps to what `decode_maps` combines for 3 or more classes, and set matching trains on.
-
-        Args:
-            maps: of `encode_maps`.
-
-        Returns:
-            Class logits [B, N, K + 1], the last for "no object", and mask logits [B, N, H / 4, W / 4].
-        """
-        assert self.class_tokens is not None and self.classifier is not None, "masks of their own"
+    def proposals(self, maps: list[Tensor]) -> Proposals | None:
+        """Maps to the masks and classes of N tokens; None for two classes and with prompts."""
+        if self.class_tokens is None or self.classifier is None:
+            return None
         return propose(
             self.mask_decoder,
             self.class_tokens.weight,

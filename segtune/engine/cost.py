@@ -21,6 +21,7 @@ from segtune.data.files import image_size
 from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
+from segtune.engine.prompts import example_prompts
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
 from segtune.models.base import SegModel
@@ -96,7 +97,7 @@ def estimate_memory(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32"),
         ):
-            output = built(images)
+            output = built(images, prompts=example_prompts(built, images))
             loss = output.logits.float().log_softmax(dim=1).sum()
             for logits in output.auxiliary.values():
                 loss = loss + logits.float().log_softmax(dim=1).sum()

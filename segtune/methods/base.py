@@ -274,6 +274,9 @@ class Method(ABC):
     random_base: ClassVar[bool] = False
     """True where the base starts from random weights whatever weights were asked for."""
 
+    trains: ClassVar[bool] = True
+    """False where the method trains nothing, so that a run of it takes no step."""
+
     starts_as_base: ClassVar[bool] = True
     """False where the output at the start is close to the base's, but not the same; the file says why."""
 

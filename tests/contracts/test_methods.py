@@ -19,6 +19,7 @@ from segtune.methods.base import PlacementSettings
 from segtune.methods.full import Full
 from segtune.types import Part, Site, SiteKind
 from tests.contracts.table import (
+    ALL_METHODS,
     CASES,
     MODELS,
     images,
@@ -31,8 +32,6 @@ from tests.contracts.table import (
     parts_of,
     train_steps,
 )
-
-ALL_METHODS = [name for name in METHODS if not name.endswith(":")]
 
 
 @pytest.mark.parametrize(("model_name", "method"), CASES)

@@ -28,7 +28,11 @@ Scores = Mapping[str, float]
 
 
 class SiteKind(StrEnum):
-    """What a site is, in terms that hold for every network."""
+    """What a site is, in terms that hold for every network.
+
+    `tokens` is a place where tokens may join the sequence that attention sees: a block that takes [B, N, C]
+    and gives [B, N, C], alone or as the first value of a tuple, for every N; or a port (`Site.port`).
+    """
 
     ATTENTION_QKV = "attention_qkv"
     ATTENTION_PROJ = "attention_proj"
@@ -84,6 +88,9 @@ class Site:
     splits: tuple[tuple[str, int, int], ...] = ()
     """Named ranges (name, first, end) of the output channels of a fused layer, e.g. q, k and v; a layer
     that is not fused may name its one range."""
+    port: bool = False
+    """Of a site of kind `tokens`: the module is asked for tokens with [1, 0, C] and gives [1, n, C]; its
+    model drops what comes out for them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,7 +167,7 @@ def inspect(
     built = build_model(model, num_classes, model_settings, meta=True)
     applied = _apply(built, parts)
     counts = applied.counts()
-    used = {site.name for site in applied.sites}
+    used = set(applied.sites)
     refusals = applied.merge_refusals()
     return {
         "model": model,
@@ -186,7 +186,7 @@ def inspect(
                 "kind": str(site.kind),
                 "part": str(site.part),
                 "block": site.block,
-                "used": site.name in used,
+                "used": site in used,
             }
             for site in applied.host.sites
         ],

@@ -88,7 +88,7 @@ class Host:
     keep_originals: bool = True
     unused: frozenset[str] = frozenset()
     head_trained: bool = False
-    used: dict[str, Site] = field(default_factory=dict)
+    used: set[Site] = field(default_factory=set)
     owned: dict[Tensor, Owned] = field(default_factory=dict)
     operations: list[tuple[Site, str, Operation]] = field(default_factory=list)
     _undo: list[Callable[[], None]] = field(default_factory=list)
@@ -191,10 +191,10 @@ class Host:
         for parameter in operation.parameters():
             parameter.requires_grad_(True)
             self.owned[parameter] = Owned(parameter, Role.ADAPTER)
-            self.used[site.name] = site
+            self.used.add(site)
         for buffer_name, buffer in operation.named_buffers():
             self.owned[buffer] = Owned(buffer, Role.ADAPTER, constant=buffer_name in operation.constants)
-            self.used[site.name] = site
+            self.used.add(site)
 
     def train(self, site: Site, role: Role, names: Iterable[str] | None = None) -> None:
         """Trains a site's own parameters: all of them, or those named."""
@@ -204,7 +204,7 @@ class Host:
             if parameter is not None and parameter not in self.owned:
                 parameter.requires_grad_(True)
                 self._own(parameter, role)
-                self.used[site.name] = site
+                self.used.add(site)
 
     def train_everything(self) -> None:
         """Trains every parameter of the model, also those that lie outside of sites."""
@@ -256,7 +256,9 @@ class Method(ABC):
     """True where the base starts from random weights whatever weights were asked for."""
 
     starts_as_base: ClassVar[bool] = True
-    """False where the output at the start is close to the base's, but not the same; the file says why."""
+    """False where the output at the start is not the same as the base's; the file says why."""
+    start_difference: ClassVar[float] = 1e-3
+    """How far it may be from the base's then, as a fraction of the base's largest value; inf: any far."""
 
     learning_rate: ClassVar[float] = 1e-3
     """Peak learning rate of `optim.learning_rate=auto`, where `rate_for` does not say otherwise."""

@@ -116,7 +116,7 @@ def test_fused_attention_includes_the_relative_positions():
 def plain_attention(layer, x):
     """[1, h, w, C], token by token, with positions interpolated to the grid."""
     _, height, width, channels = x.shape
-    heads, size = layer.num_attention_heads, channels // layer.num_attention_heads
+    heads, size = layer.num_heads, channels // layer.num_heads
     query, key, value = layer.qkv(x[0]).reshape(height * width, 3, heads, size).unbind(1)
     tables = [
         F.interpolate(t.T[None], size=2 * count - 1, mode="linear")[0].T
@@ -256,7 +256,7 @@ def test_sites():
     by_name = {site.name: site for site in sites}
     assert all(model.get_submodule(site.name) is site.module for site in sites)
     assert Counter(str(s.kind) for s in sites if s.part is not Part.HEAD) == {
-        "tokens": 1, "conv": 3, "block": 4, "norm": 10, "attention_qkv": 4, "attention_proj": 4, "mlp": 8
+        "tokens": 4, "conv": 3, "block": 4, "norm": 10, "attention_qkv": 4, "attention_proj": 4, "mlp": 8
     }  # fmt: skip
     assert {s.kind for s in sites if s.part is Part.HEAD} == {SiteKind.HEAD}
     qkv = by_name["vision_encoder.layers.2.attn.qkv"]

@@ -8,7 +8,7 @@ be undone and so that ownership is known by object, never by a parameter's name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -280,6 +280,10 @@ class Method(ABC):
     @abstractmethod
     def num_parameters(self, site: Site) -> int:
         """The docstring's formula: how many parameters the method trains at one of its sites."""
+
+    def total_parameters(self, sites: Sequence[Site]) -> int:
+        """The same for all sites in use: the sum, unless what is at one depends on the others."""
+        return sum(self.num_parameters(site) for site in sites)
 
 
 def leaf_sites(sites: Iterable[Site]) -> list[Site]:

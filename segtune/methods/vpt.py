@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from segtune.errors import NoSiteError
 from segtune.methods.attach import Operation
 from segtune.methods.base import Host, Method, PlacementSettings
+from segtune.methods.layers import first_of, with_first
 from segtune.types import Site, SiteKind
 
 
@@ -100,11 +101,10 @@ class VptOperation(Operation):
         """What came out, alone or as the first value of a tuple, without the tokens."""
         if self.port:
             return y
-        sequence = y[0] if isinstance(y, tuple) else y
+        sequence = first_of(y)
         if self.passes:
             self.passed = sequence[:, : self.num_tokens]
-        rest = sequence[:, self.num_tokens :]
-        return (rest, *y[1:]) if isinstance(y, tuple) else rest
+        return with_first(y, sequence[:, self.num_tokens :])
 
     def merge_refusal(self) -> str | None:
         """No weight holds them."""
@@ -124,8 +124,8 @@ class Vpt(Method):
         chosen = host.select({SiteKind.TOKENS}, self.settings, "vpt")
         if shallow and any(site.port for site in chosen):
             raise NoSiteError(
-                "vpt: shallow tokens are passed on from block to block, and this model's attention is windowed:"
-                " what comes out for a token differs from window to window",
+                "vpt: shallow tokens are passed on from block to block, and in this model's windowed"
+                " attention what comes out for a token differs from window to window",
                 hint="use method.form=deep, which drops it",
             )
         previous: VptOperation | None = None

@@ -73,13 +73,13 @@ class WindowAttention(nn.Module):
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, N, 3 C] to queries, keys and values [B, heads, N, C / heads]."""
-        parts = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        parts = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
         return query, key, value
 
     def _position_bias(self, query: Tensor, height: int, width: int) -> Tensor:
         """What each patch's place relative to the others adds to its scores, [B, heads, h w, h w]."""
-        maps = query.flatten(0, 1).unflatten(1, (height, width))  # [B heads, h, w, C / heads]
+        maps = query.reshape(-1, height, width, query.shape[3])  # [B heads, h, w, C / heads]
         rows = torch.einsum("bhwc,hkc->bhwk", maps, _relative(self.rel_pos_h, height))
         columns = torch.einsum("bhwc,wkc->bhwk", maps, _relative(self.rel_pos_w, width))
         bias = rows[:, :, :, :, None] + columns[:, :, :, None, :]  # [B heads, h, w, h, w]
@@ -87,7 +87,7 @@ class WindowAttention(nn.Module):
 
 
 def _relative(table: Tensor, count: int) -> Tensor:
-    """Embeddings [count, count, C] of the distances i - j, interpolated where the table is of another size."""
+    """Embeddings [count, count, C] of distances i - j, interpolated where the table is of another size."""
     if table.shape[0] != 2 * count - 1:
         table = F.interpolate(table.T[None], size=2 * count - 1, mode="linear")[0].T
     places = torch.arange(count, device=table.device)

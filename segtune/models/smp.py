@@ -178,7 +178,7 @@ def _takes_tokens(block: nn.Module) -> bool:
     """Whether a block mixes a sequence of any length, as those of the plain vision transformer do."""
     if type(block).__module__ != "timm.models.vision_transformer":
         return False
-    from timm.layers import Attention
+    from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block
 
     return type(block) is Block and type(block.attn) is Attention

@@ -88,7 +88,7 @@ def test_the_network_without_tokens_has_the_keys_and_values_it_had():
 
 
 def sequence_output(model, x, tokens_of, carried):
-    """TinySequence with tokens, written out: `tokens_of(index)` enter, or what the last block made of them."""
+    """TinySequence with tokens, written out: those of a block enter it, or what the last made of its own."""
     maps = model.patches((x - model.mean) / model.std)
     x = maps.flatten(2).transpose(1, 2)
     outputs, passed = [], None

@@ -31,7 +31,8 @@ class SiteKind(StrEnum):
     """What a site is, in terms that hold for every network.
 
     `tokens` is a place where tokens may join the sequence that attention sees: a block that takes [B, N, C]
-    and gives [B, N, C], alone or as the first value of a tuple, for every N; or a port (`Site.port`).
+    and gives [B, N, C], alone or as the first value of a tuple, for every N (its site is named after it, with
+    ".tokens"); or a port (`Site.port`).
     """
 
     ATTENTION_QKV = "attention_qkv"

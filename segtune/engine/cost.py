@@ -201,7 +201,8 @@ def memory_advice(method: str, estimate: MemoryEstimate) -> list[str]:
         lines.append(f"activations are {share:.0%} of it: a smaller data.crop or train.batch_size helps most")
         if "lora" in method or "bitfit" in method or "norm" in method:
             lines.append(
-                f"{method} does not lower them; method=head does, as no gradient passes through the encoder"
+                f"{method} does not lower them; method=head and method=lst do, as no gradient passes through"
+                " the encoder"
             )
     return lines
 

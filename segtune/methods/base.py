@@ -48,6 +48,9 @@ class PlacementSettings(MethodSettings):
     )
     first_blocks: int | None = Field(None, ge=1, description="only the first n blocks")
     last_blocks: int | None = Field(None, ge=1, description="only the last n blocks")
+    attention: Literal["all", "global", "windowed"] = Field(
+        "all", description="only blocks that attend to the whole image, or only within windows"
+    )
 
 
 class Role(StrEnum):
@@ -140,9 +143,10 @@ class Host:
             and any(fnmatchcase(site.name, glob) for glob in placement.include)
             and not any(fnmatchcase(site.name, glob) for glob in placement.exclude)
             and self._in_blocks(site, placement)
+            and placement.attention in ("all", _attention(site))
         ]
         if not chosen:
-            self._refuse(kinds, offered, method)
+            self._refuse(kinds, offered, placement, method)
         return chosen
 
     def kind_of(self, site: Site) -> SiteKind:
@@ -164,12 +168,21 @@ class Host:
             last is not None and site.block >= num_blocks - last
         )
 
-    def _refuse(self, kinds: Collection[SiteKind], offered: list[Site], method: str) -> None:
+    def _refuse(
+        self, kinds: Collection[SiteKind], offered: list[Site], placement: PlacementSettings, method: str
+    ) -> None:
+        attention = sorted({_attention(site) or "" for site in offered} - {""})
+        if offered and placement.attention not in ("all", *attention):
+            found = " and ".join(f"{form} ones" for form in attention) or "none that says how it attends"
+            raise NoSiteError(
+                f"{method}: method.attention={placement.attention}, and there is no such block in this model",
+                hint=f"it has {found}; method.attention=all takes every block",
+            )
         if offered:
             examples = ", ".join(site.name for site in offered[:4])
             raise NoSiteError(
-                f"{method}: {len(offered)} sites are of the right kind, but include, exclude, parts and"
-                " blocks together leave none",
+                f"{method}: {len(offered)} sites are of the right kind, but include, exclude, parts, blocks"
+                " and attention together leave none",
                 hint=f"names of such sites: {examples}",
             )
         kinds_offered = sorted({str(site.kind) for site in self.sites})
@@ -284,6 +297,13 @@ class Method(ABC):
     def total_parameters(self, sites: Sequence[Site]) -> int:
         """The same for all sites in use: the sum, unless what is at one depends on the others."""
         return sum(self.num_parameters(site) for site in sites)
+
+
+def _attention(site: Site) -> str | None:
+    """How a site's block attends; None where it does not, or where the model does not say."""
+    if site.windowed is None:
+        return None
+    return "windowed" if site.windowed else "global"
 
 
 def leaf_sites(sites: Iterable[Site]) -> list[Site]:

@@ -121,7 +121,8 @@ class Vpt(Method):
     def apply(self, host: Host) -> None:
         """Attaches a `VptOperation` to every chosen place."""
         shallow = self.settings.form == "shallow"
-        chosen = host.select({SiteKind.TOKENS}, self.settings, "vpt")
+        usable = [site for site in host.sites if site.channels is not None]
+        chosen = host.select({SiteKind.TOKENS}, self.settings, "vpt", among=usable)
         if shallow and any(site.port for site in chosen):
             raise NoSiteError(
                 "vpt: shallow tokens are passed on from block to block, and in this model's windowed"
@@ -130,7 +131,7 @@ class Vpt(Method):
             )
         previous: VptOperation | None = None
         for site in chosen:
-            assert site.channels is not None, "a place for tokens says how many channels they have"
+            assert site.channels is not None
             operation = VptOperation(
                 site.channels,
                 num_tokens=self.settings.num_tokens,

@@ -170,7 +170,7 @@ class SmpModel(SegModel):
         for site in sites:
             found.append(replace(site, splits=_splits(site)))
             if site.kind is SiteKind.BLOCK and _takes_tokens(site.module):
-                found.append(replace(site, kind=SiteKind.TOKENS))
+                found.append(replace(site, name=f"{site.name}.tokens", kind=SiteKind.TOKENS))
         return tuple(found)
 
 

@@ -72,7 +72,7 @@ class TinySequence(SegModel):
         ):
             if site.kind is SiteKind.BLOCK:
                 block = replace(site, channel_axis=-1)
-                found += [block, replace(block, kind=SiteKind.TOKENS)]
+                found += [block, replace(block, name=f"{block.name}.tokens", kind=SiteKind.TOKENS)]
             else:
                 found.append(site)
         return tuple(found)

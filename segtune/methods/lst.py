@@ -202,7 +202,7 @@ class LadderOperation(RungOperation):
         added = F.linear(self.norm(state), self.up)  # [B, N, C]
         own = first_of(y)
         if grid is not None:
-            added = added.transpose(1, 2).unflatten(2, grid)
+            added = added.transpose(1, 2).reshape(len(added), -1, *grid)
             size = own.shape[2:] if self.axis == 1 else own.shape[1:3]
             if size != grid:
                 added = F.interpolate(added, size, mode="bilinear", align_corners=False)

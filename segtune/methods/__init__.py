@@ -28,5 +28,6 @@ METHODS = Registry(
         "sam-adapter": "segtune.methods.sam_adapter:SamAdapter",
         "vpt": "segtune.methods.vpt:Vpt",
         "lst": "segtune.methods.lst:Lst",
+        "peft:": "segtune.methods.peft:Peft",
     },
 )

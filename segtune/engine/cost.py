@@ -168,7 +168,7 @@ def inspect(
     built = build_model(model, num_classes, model_settings, meta=True)
     applied = _apply(built, parts)
     counts = applied.counts()
-    used = {site.name for site in applied.sites}
+    used = set(applied.sites)
     refusals = applied.merge_refusals()
     return {
         "model": model,
@@ -187,7 +187,7 @@ def inspect(
                 "kind": str(site.kind),
                 "part": str(site.part),
                 "block": site.block,
-                "used": site.name in used,
+                "used": site in used,
             }
             for site in applied.host.sites
         ],
@@ -202,7 +202,8 @@ def memory_advice(method: str, estimate: MemoryEstimate) -> list[str]:
         lines.append(f"activations are {share:.0%} of it: a smaller data.crop or train.batch_size helps most")
         if "lora" in method or "bitfit" in method or "norm" in method:
             lines.append(
-                f"{method} does not lower them; method=head does, as no gradient passes through the encoder"
+                f"{method} does not lower them; method=head and method=lst do, as no gradient passes through"
+                " the encoder"
             )
     return lines
 

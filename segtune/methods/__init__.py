@@ -26,6 +26,9 @@ METHODS = Registry(
         "pissa": "segtune.methods.pissa:Pissa",
         "ssf": "segtune.methods.ssf:Ssf",
         "adapter": "segtune.methods.adapter:Adapter",
+        "sam-adapter": "segtune.methods.sam_adapter:SamAdapter",
+        "vpt": "segtune.methods.vpt:Vpt",
+        "lst": "segtune.methods.lst:Lst",
         "peft:": "segtune.methods.peft:Peft",
     },
 )

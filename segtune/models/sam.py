@@ -73,6 +73,7 @@ _MEDICAL = "wanglab/medsam-vit-base"
 _BLOCK_KINDS = {
     "": SiteKind.BLOCK,
     "layer_norm1": SiteKind.NORM,
+    "attn.tokens": SiteKind.TOKENS,
     "attn.qkv": SiteKind.ATTENTION_QKV,
     "attn.proj": SiteKind.ATTENTION_PROJ,
     "layer_norm2": SiteKind.NORM,
@@ -269,21 +270,14 @@ class Sam(SegModel):
 
     def _list_sites(self) -> Iterator[Site]:
         encoder, prefix = self.vision_encoder, "vision_encoder"
-        patches = f"{prefix}.patch_embed"
-        yield Site(
-            name=patches,
-            kind=SiteKind.TOKENS,
-            module=encoder.patch_embed,
-            part=Part.ENCODER,
-            channel_axis=-1,
-        )
-        projection = f"{patches}.projection"
+        projection = f"{prefix}.patch_embed.projection"
         yield Site(
             name=projection,
             kind=SiteKind.CONV,
             module=self.get_submodule(projection),
             part=Part.ENCODER,
         )
+        channels = encoder.pos_embed.shape[-1]
         for index, layer in enumerate(encoder.layers):
             for name, kind in _BLOCK_KINDS.items():
                 yield Site(
@@ -294,7 +288,9 @@ class Sam(SegModel):
                     block=index,
                     windowed=index not in self._global_blocks,
                     channel_axis=-1,
+                    channels=channels if kind in (SiteKind.BLOCK, SiteKind.TOKENS) else None,
                     splits=thirds(layer.get_submodule(name)) if kind is SiteKind.ATTENTION_QKV else (),
+                    port=kind is SiteKind.TOKENS,
                 )
         for name, kind in _NECK_KINDS.items():
             yield Site(

@@ -274,13 +274,6 @@ class Sam2(SegModel):
 
     def _list_sites(self) -> Iterator[Site]:
         backbone, prefix = self.vision_encoder.backbone, "vision_encoder.backbone"
-        yield Site(
-            name=f"{prefix}.patch_embed",
-            kind=SiteKind.TOKENS,
-            module=backbone.patch_embed,
-            part=Part.ENCODER,
-            channel_axis=-1,
-        )
         projection = f"{prefix}.patch_embed.projection"
         yield Site(
             name=projection,

@@ -19,6 +19,7 @@ from segtune.models import MODELS as MODEL_REGISTRY
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from tests.contracts.tiny_attention import TinyAttention
+from tests.contracts.tiny_sequence import TinySequence
 from tests.contracts.tiny_transformers import tiny
 
 NUM_CLASSES = 3
@@ -30,6 +31,7 @@ MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
     "lraspp": ("lraspp_mobilenet_v3_large", {}),
     "deeplabv3": ("deeplabv3_mobilenet_v3_large", {}),
     "attention": (TinyAttention, {}),
+    "sequence": (TinySequence, {}),
     "segformer": ("smp:segformer/mit_b0", {}),
     "sam": (
         "sam-vit-base",

@@ -7,6 +7,8 @@ from segtune.registry import Registry
 FORMATS = Registry(
     "format",
     {
+        "cityscapes": "segtune.data.cityscapes:Cityscapes",
+        "voc": "segtune.data.voc:Voc",
         "manifest": "segtune.data.manifest:Manifest",
         "folder": "segtune.data.folder:Folder",
     },

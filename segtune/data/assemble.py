@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segtune.data.base import DataIndex, Finding, Sample
 from segtune.data.coding import understand
 from segtune.data.description import description_path, read_description
+from segtune.data.files import MaskFile, read_mask_file
+from segtune.data.known import KnownCoding, restate
 from segtune.data.masks import FileReader
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError
@@ -24,6 +26,8 @@ def assemble(
     settings: DataSettings,
     evidence: Sequence[str],
     findings: Sequence[Finding],
+    known: KnownCoding | None = None,
+    read: Callable[[Path], MaskFile] = read_mask_file,
 ) -> DataIndex:
     """Finds out how the masks are coded and puts everything together.
 
@@ -34,6 +38,8 @@ def assemble(
         settings: with `dataset.yaml` merged in.
         evidence: how the files were found.
         findings: what was noticed on the way.
+        known: classes and coding where the format fixes them; then no mask is opened.
+        read: takes what is stored out of a mask file.
 
     Raises:
         DataError: no sample is left, or the masks cannot be understood.
@@ -53,15 +59,18 @@ def assemble(
     if path is not None:
         said = sorted(description.model_fields_set)
         lines.append(f"{path.name} says: {', '.join(said) or 'nothing'}")
-    masks = [sample.mask for sample in kept if sample.mask is not None]
-    understanding = understand(root, masks, settings, description)
+    if known is not None:
+        understanding = restate(known, settings, description)
+    else:
+        masks = [sample.mask for sample in kept if sample.mask is not None]
+        understanding = understand(root, masks, settings, description)
     coding = understanding.coding
     return DataIndex(
         root=root,
         format=format,
         samples=tuple(kept),
         classes=understanding.classes,
-        reader=FileReader(coding=coding, tolerant=OUTSIDE_CODE in settings.allow),
+        reader=FileReader(coding=coding, tolerant=OUTSIDE_CODE in settings.allow, read=read),
         evidence=(*lines, *understanding.evidence),
         findings=(*findings, *understanding.findings),
         details={

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from segtune.data.base import DataIndex, Image, Sample
-from segtune.data.files import read_header, read_image, read_mask_file
+from segtune.data.files import SUFFIXES, read_header, read_image
 from segtune.data.masks import FileReader, describe_outside
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
@@ -71,9 +71,10 @@ def inspect(index: DataIndex, sample: Sample) -> Inspection:
 
 def _inspect_mask(index: DataIndex, sample: Sample, path: Path, result: Inspection) -> None:
     if isinstance(index.reader, FileReader):
-        mask, outside = index.reader.coding.decode(read_mask_file(path))
+        mask, outside = index.reader.coding.decode(index.reader.read(path))
         result.outside = describe_outside(outside) if outside else ""
-        result.rotated = result.rotated and not read_header(path).rotated
+        if path.suffix.lower() in SUFFIXES:
+            result.rotated = result.rotated and not read_header(path).rotated
     else:
         mask = index.reader.mask(sample)
     result.mask_size = (mask.shape[0], mask.shape[1])

@@ -5,9 +5,10 @@ In memory the ignored value is always 255, whatever the files use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +74,7 @@ class MaskCoding:
     values: Mapping[int, int] = field(default_factory=dict)
     """Index and palette: value in the file -> class or 255. Binary: values that are ignored -> 255."""
     colours: Mapping[Colour, int] = field(default_factory=dict)
-    """RGB: colour in the file -> class or 255."""
+    """RGB: colour in the file -> class or 255. Index: the same, for those files that are in true colour."""
 
     def decode(self, file: MaskFile) -> tuple[Mask, dict[str, int]]:
         """The class map of a mask file.
@@ -88,7 +89,7 @@ class MaskCoding:
             for value in self.values:
                 mask[grey == value] = IGNORE_INDEX
             return mask, {}
-        if self.coding == "rgb":
+        if self.coding == "rgb" or (self.colours and file.values.ndim == 3):
             return self._decode_colours(file)
         if file.values.ndim == 3 and (file.values != file.values[:, :, :1]).any():
             colours = np.unique(pack_colours(file.values))
@@ -140,11 +141,13 @@ class MaskCoding:
 
 @dataclass(frozen=True, kw_only=True)
 class FileReader:
-    """Reads the samples of a data set whose images and masks are ordinary image files."""
+    """Reads the samples of a data set whose images, and as a rule masks, are ordinary image files."""
 
     coding: MaskCoding
     tolerant: bool = False
     """Whether mask values that mean no class are ignored instead of refused."""
+    read: Callable[[Path], MaskFile] = read_mask_file
+    """Takes what is stored out of a mask file; other than this one where masks are no image files."""
 
     def image(self, sample: Sample) -> Image:
         """[H, W, 3], uint8, uint16 or float32."""
@@ -157,7 +160,7 @@ class FileReader:
             DataError: the file cannot be read, or holds values that mean no class.
         """
         assert sample.mask is not None, f"{sample.name} has no mask"
-        mask, outside = self.coding.decode(read_mask_file(sample.mask))
+        mask, outside = self.coding.decode(self.read(sample.mask))
         if outside and not self.tolerant:
             raise DataError(
                 f"{sample.mask}: the mask holds {describe_outside(outside)}, which mean no class",

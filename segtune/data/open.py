@@ -10,6 +10,7 @@ from segtune.data import FORMATS
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
 from segtune.data.description import ListedSplit, read_description
 from segtune.data.findings import allowed
+from segtune.data.options import check_options
 from segtune.data.settings import DataSettings
 from segtune.data.split import listed_split, set_groups, split_samples
 from segtune.errors import DataError, UsageError
@@ -41,6 +42,7 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     description = read_description(root)
     settings = description.merge(settings)
     name, reason = _find_format(root, settings)
+    check_options(name, settings)
     index: DataIndex = FORMATS.load(name)().read(root, settings)
 
     samples, ungrouped = set_groups(index.samples, settings.group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,9 @@ class DataSettings(Settings):
 
     # --- reading ---
     format: str = Field("auto", description="name of a format, or auto")
+    options: dict[str, Any] = Field(
+        {}, description="settings of the format: data.options.NAME, see `segtune list formats --settings`"
+    )
     masks: Literal["auto", "index", "palette", "rgb", "binary"] = Field(
         "auto", description="how mask files encode classes"
     )

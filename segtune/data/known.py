@@ -1,0 +1,90 @@
+"""Masks whose coding and classes a published format fixes, so that none has to be opened to know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from segtune.data.base import Classes, Colour
+from segtune.data.coding import MAX_CLASSES, Understanding
+from segtune.data.description import Description
+from segtune.data.masks import MaskCoding
+from segtune.data.palette import default_palette
+from segtune.data.settings import DataSettings
+from segtune.errors import UsageError
+from segtune.types import IGNORE_INDEX
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownCoding:
+    """What the masks of a format mean."""
+
+    title: str
+    """The coding in a few words, for the evidence."""
+    classes: Classes
+    values: Mapping[int, int] = field(default_factory=dict)
+    """Value in the file -> class or 255."""
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+    """Colour -> class or 255, for files in true colour."""
+
+    @property
+    def coding(self) -> MaskCoding:
+        """What decodes the files."""
+        return MaskCoding(
+            coding="index" if self.values else "rgb", values=dict(self.values), colours=dict(self.colours)
+        )
+
+
+def restate(known: KnownCoding, settings: DataSettings, description: Description) -> Understanding:
+    """The known coding with what the user states instead of it.
+
+    Args:
+        known: what the format says.
+        settings: names of classes, values and the ignored value may be stated.
+        description: for its colours.
+
+    Raises:
+        UsageError: what is stated does not fit the format.
+    """
+    if settings.masks != "auto" or settings.threshold is not None:
+        key = "masks" if settings.masks != "auto" else "threshold"
+        raise UsageError(
+            f"data.{key} is stated, but {known.title} are coded in one way only",
+            hint="leave it out; data.format=folder reads images and masks without knowing the format",
+        )
+    text = known.title
+    values, names, palette = dict(known.values), known.classes.names, known.classes.palette
+    colours = known.colours
+    if settings.values is not None:
+        values, colours = dict(settings.values), {}
+        largest = max((label for label in values.values() if label != IGNORE_INDEX), default=0)
+        num_classes = len(settings.classes) if settings.classes else max(largest + 1, 2)
+        if min(values.values(), default=0) < 0 or largest >= min(num_classes, MAX_CLASSES):
+            raise UsageError(
+                "data.values maps to what is no class",
+                hint=f"classes are 0..{num_classes - 1}, and {IGNORE_INDEX} is ignored",
+            )
+        wrong = [value for value in values if not 0 <= value <= 65535]
+        if wrong:
+            raise UsageError(f"data.values: {wrong[0]} is no mask value", hint="mask values are 0..65535")
+        names = tuple(f"class_{label}" for label in range(num_classes))
+        palette = default_palette(num_classes)
+        text += ", values mapped as stated"
+    if settings.ignore_index != IGNORE_INDEX:
+        values[settings.ignore_index] = IGNORE_INDEX
+        text += f", {settings.ignore_index} ignored as stated"
+    if settings.classes is not None:
+        if len(settings.classes) != len(names):
+            raise UsageError(
+                f"{len(settings.classes)} classes are named, but {known.title} have {len(names)}",
+                hint=f"they are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}; "
+                "data.values maps values to other classes",
+            )
+        names = tuple(settings.classes)
+    if description.colours is not None and len(description.colours) == len(names):
+        palette = description.colours
+    return Understanding(
+        coding=MaskCoding(coding="index" if values else "rgb", values=values, colours=dict(colours)),
+        classes=Classes(names=names, palette=palette),
+        evidence=(f"{text}: {len(names)} classes, known without opening a mask",),
+    )

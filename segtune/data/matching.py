@@ -1,0 +1,68 @@
+"""Pairs of images and masks by a key that a format finds in their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from segtune.data.base import Finding, Severity
+from segtune.data.files import SUFFIXES
+from segtune.data.findings import file_finding
+
+
+def list_files(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[Path]:
+    """The files of a folder with one of these endings, in a fixed order; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    wanted = frozenset(suffixes)
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return [folder / name for name in names if Path(name).suffix.lower() in wanted]
+
+
+def subfolders(folder: Path) -> Iterator[Path]:
+    """The folders in a folder, in a fixed order; none where there is no folder."""
+    if folder.is_dir():
+        yield from sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+
+
+def by_key(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Files by their key; of several with one key the first."""
+    found: dict[str, Path] = {}
+    for key, path in files:
+        found.setdefault(key, path)
+    return found
+
+
+def match(
+    root: Path, images: Mapping[str, Path], masks: Mapping[str, Path], hint: str = ""
+) -> tuple[list[str], list[Finding]]:
+    """The keys that have an image and a mask, and findings about the others.
+
+    Args:
+        root: folder that all files lie in.
+        images: key -> image.
+        masks: key -> mask.
+        hint: what may be wrong where many do not match.
+    """
+    keys = [key for key in images if key in masks]
+    lone_images = [path for key, path in images.items() if key not in masks]
+    lone_masks = [path for key, path in masks.items() if key not in images]
+    findings = file_finding(
+        Severity.ERROR if len(lone_images) > len(keys) else Severity.WARNING,
+        "unmatched-file",
+        "images without a mask are left out",
+        root,
+        lone_images,
+        hint or "add the masks, or remove the images",
+    )
+    findings += file_finding(
+        Severity.WARNING,
+        "unmatched-file",
+        "masks without an image are left out",
+        root,
+        lone_masks,
+        "add the images, or remove the masks",
+    )
+    return keys, findings

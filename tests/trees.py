@@ -1,0 +1,91 @@
+"""Small data sets in the published layouts, written by the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segtune.data.street import LABELS, PLATE
+
+HEIGHT, WIDTH = 24, 32
+
+
+def photo(path: Path, seed: int, height: int = HEIGHT, width: int = WIDTH) -> None:
+    """A random picture that is no near duplicate of another seed's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
+
+
+def grid(labels: Any, height: int = HEIGHT, width: int = WIDTH) -> Any:
+    """A mask [H, W] of upright stripes, one for each label."""
+    labels = np.asarray(labels, np.uint8)
+    return np.repeat(labels[np.arange(width) * len(labels) // width][None], height, axis=0)
+
+
+def save_mask(path: Path, array: Any, palette: Any = None) -> None:
+    """Writes indices (with a palette, where given) or colours as an image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(array, np.uint8))
+    if palette is not None:
+        image.putpalette([channel for colour in palette for channel in colour])
+    image.save(path)
+
+
+def colourise(mask: Any, palette: Any) -> Any:
+    """Colours [H, W, 3] of indices [H, W]."""
+    return np.asarray(palette, np.uint8)[mask]
+
+
+STREET_PALETTE = [*(label.colour for label in LABELS), PLATE.colour]
+
+
+def cityscapes(root: Path, *, kind: str = "gtFine", train_ids: bool = False) -> Path:
+    for seed, (split, city) in enumerate(
+        [("train", "aachen"), ("train", "bochum"), ("val", "lindau"), ("test", "berlin")]
+    ):
+        name = f"{city}_000000_00001{seed}"
+        photo(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", seed)
+        labels = [0, 1, 3] if split == "test" else [7, 8, 11, 26 + seed, 33, 4, 0]
+        stem = root / kind / split / city / f"{name}_{kind}"
+        save_mask(Path(f"{stem}_labelIds.png"), grid(labels))
+        save_mask(Path(f"{stem}_color.png"), colourise(grid(labels), STREET_PALETTE))
+        if train_ids:
+            save_mask(Path(f"{stem}_labelTrainIds.png"), grid([0, 1, 2, 13, 18, 255, 255]))
+    return root
+
+
+VOC_COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+
+
+def voc_palette() -> Any:
+    """The 256 colours of the masks of PASCAL VOC, from the bits of the index."""
+    colours = []
+    for index in range(256):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        colours.append(tuple(channels))
+    return colours
+
+
+def voc(root: Path, *, year: str = "VOC2012", lists: bool = True) -> Path:
+    tree = root / "VOCdevkit" / year
+    names = [f"2007_00000{i}" for i in range(5)]
+    for seed, name in enumerate(names):
+        photo(tree / "JPEGImages" / f"{name}.jpg", seed)
+        save_mask(
+            tree / "SegmentationClass" / f"{name}.png", grid([0, 255, seed + 1, 15]), palette=voc_palette()
+        )
+        save_mask(tree / "SegmentationObject" / f"{name}.png", grid([0, 255, 1, 2]), palette=voc_palette())
+    if lists:
+        folder = tree / "ImageSets" / "Segmentation"
+        folder.mkdir(parents=True)
+        (folder / "train.txt").write_text("\n".join(names[:3]) + "\n")
+        (folder / "val.txt").write_text("\n".join(names[3:]) + "\n")
+        (folder / "trainval.txt").write_text("\n".join(names) + "\n")
+    return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,4 +89,40 @@ def voc(root: Path, *, year: str = "VOC2012", lists: bool = True) -> Path:
         (folder / "train.txt").write_text("\n".join(names[:3]) + "\n")
         (folder / "val.txt").write_text("\n".join(names[3:]) + "\n")
         (folder / "trainval.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def coco(root: Path, *, images: str = "images", file: str = "annotations.json", **changes: Any) -> Path:
+    """Three images; a large square below a small one, a hole by run lengths, a crowd."""
+    content: dict[str, Any] = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in range(3)],
+        "categories": [
+            {"id": 7, "name": "dog", "supercategory": "animal"},
+            {"id": 3, "name": "cat", "supercategory": "animal"},
+            {"id": 90, "name": "cup", "supercategory": "kitchen"},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 3, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]]},
+            {"id": 2, "image_id": 0, "category_id": 7, "segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]]},
+            {
+                "id": 3,
+                "image_id": 1,
+                "category_id": 90,
+                "iscrowd": 0,
+                "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT, HEIGHT, HEIGHT * (WIDTH - 2)]},
+            },
+            {
+                "id": 4,
+                "image_id": 1,
+                "category_id": 3,
+                "iscrowd": 1,
+                "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 3 * HEIGHT, HEIGHT * (WIDTH - 3)]},
+            },
+        ],
+    } | changes
+    for seed, image in enumerate(content["images"]):
+        if isinstance(image, dict) and ".." not in str(image.get("file_name", "..")):
+            photo(root / images / image["file_name"], seed)
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps(content))
     return root

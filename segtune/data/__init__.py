@@ -9,6 +9,7 @@ FORMATS = Registry(
     {
         "cityscapes": "segtune.data.cityscapes:Cityscapes",
         "voc": "segtune.data.voc:Voc",
+        "coco": "segtune.data.coco:Coco",
         "manifest": "segtune.data.manifest:Manifest",
         "folder": "segtune.data.folder:Folder",
     },

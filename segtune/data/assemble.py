@@ -44,16 +44,8 @@ def assemble(
     Raises:
         DataError: no sample is left, or the masks cannot be understood.
     """
-    kept = [sample for sample in samples if _wanted(sample.name, settings)]
-    lines = list(evidence)
-    if not kept:
-        example = samples[0].name
-        raise DataError(
-            f"data.include and data.exclude leave none of {len(samples)} samples of {root}",
-            hint=f"they are globs of names such as {example!r}",
-        )
-    if len(kept) < len(samples):
-        lines.append(f"data.include and data.exclude keep {len(kept)} of {len(samples)} samples")
+    kept, chosen = choose_samples(root, samples, settings)
+    lines = [*evidence, *chosen]
     description = read_description(root)
     path = description_path(root)
     if path is not None:
@@ -81,6 +73,25 @@ def assemble(
             "colours": {f"#{r:02x}{g:02x}{b:02x}": label for (r, g, b), label in coding.colours.items()},
         },
     )
+
+
+def choose_samples(
+    root: Path, samples: Sequence[Sample], settings: DataSettings
+) -> tuple[list[Sample], list[str]]:
+    """The samples that `data.include` and `data.exclude` leave, and the evidence.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept = [sample for sample in samples if _wanted(sample.name, settings)]
+    if not kept:
+        raise DataError(
+            f"data.include and data.exclude leave none of {len(samples)} samples of {root}",
+            hint=f"they are globs of names such as {samples[0].name!r}",
+        )
+    if len(kept) == len(samples):
+        return kept, []
+    return kept, [f"data.include and data.exclude keep {len(kept)} of {len(samples)} samples"]
 
 
 def _wanted(name: str, settings: DataSettings) -> bool:

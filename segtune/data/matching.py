@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,22 @@ def subfolders(folder: Path) -> Iterator[Path]:
         yield from sorted(
             path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
         )
+
+
+def path_inside(folder: Path, text: str, start: Path | None = None) -> Path | None:
+    """The file that a text names, or None where it leads out of a folder.
+
+    Args:
+        folder: that the file must lie in.
+        text: a relative path as some file states it, with slashes of either kind.
+        start: what it is relative to, if not the folder.
+    """
+    if "\0" in text:
+        return None
+    base = Path(os.path.normpath(folder.absolute()))
+    # Dots are resolved without following links, which are the owner's own doing.
+    path = Path(os.path.normpath((start or folder).absolute() / text.replace("\\", "/")))
+    return folder / path.relative_to(base) if path.is_relative_to(base) else None
 
 
 def by_key(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:

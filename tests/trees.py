@@ -126,3 +126,22 @@ def coco(root: Path, *, images: str = "images", file: str = "annotations.json", 
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_text(json.dumps(content))
     return root
+
+
+def gta5(root: Path, *, split: bool = True, height: int = HEIGHT, width: int = WIDTH) -> Path:
+    """Four frames; the last mask is in true colour."""
+    palette = [*STREET_PALETTE, *[(0, 0, 0)] * (256 - len(STREET_PALETTE))]
+    for seed in range(4):
+        name = f"{seed + 1:05d}"
+        photo(root / "images" / f"{name}.png", seed, height, width)
+        mask = grid([0, 7, 8, 11, 21, 22, 23, 26 + seed, 34], height, width)
+        if seed == 3:
+            save_mask(root / "labels" / f"{name}.png", colourise(mask, palette))
+        else:
+            save_mask(root / "labels" / f"{name}.png", mask, palette=palette)
+    if split:
+        from scipy.io import savemat
+
+        ids = {"trainIds": [[1], [2]], "valIds": [[3]], "testIds": [[4]]}
+        savemat(root / "split.mat", {name: np.array(value) for name, value in ids.items()})
+    return root

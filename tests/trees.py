@@ -145,3 +145,29 @@ def gta5(root: Path, *, split: bool = True, height: int = HEIGHT, width: int = W
         ids = {"trainIds": [[1], [2]], "valIds": [[3]], "testIds": [[4]]}
         savemat(root / "split.mat", {name: np.array(value) for name, value in ids.items()})
     return root
+
+
+def shape(label: Any, points: Any, kind: str | None = "polygon", **more: Any) -> Any:
+    """A shape as labelme writes it."""
+    return {"label": label, "points": points, "shape_type": kind, "flags": {}, **more}
+
+
+def labelme(root: Path, **changes: Any) -> Path:
+    """Three images; a dog below a cat with an ignored pixel."""
+    shapes = [
+        shape("dog", [[3, 2], [20, 2], [20, 10], [3, 10]]),
+        shape("cat", [[5, 4], [7, 6]], "rectangle"),
+        shape("__ignore__", [[6, 5], [6, 5]], "rectangle"),
+    ]
+    for seed in range(3):
+        photo(root / f"{seed}.png", seed)
+        content = {
+            "version": "5.0",
+            "shapes": shapes,
+            "imagePath": f"{seed}.png",
+            "imageData": None,
+            "imageHeight": HEIGHT,
+            "imageWidth": WIDTH,
+        }
+        (root / f"{seed}.json").write_text(json.dumps(content | changes))
+    return root

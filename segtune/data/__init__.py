@@ -10,6 +10,8 @@ FORMATS = Registry(
         "cityscapes": "segtune.data.cityscapes:Cityscapes",
         "voc": "segtune.data.voc:Voc",
         "coco": "segtune.data.coco:Coco",
+        "crackforest": "segtune.data.crackforest:CrackForest",
+        "labelme": "segtune.data.labelme:Labelme",
         "gta5": "segtune.data.gta5:Gta5",
         "manifest": "segtune.data.manifest:Manifest",
         "folder": "segtune.data.folder:Folder",

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segtune.data.files import MAX_PIXELS
-from segtune.data.regions import Region, decode_counts, polygon_region, runs_region, union
+from segtune.data.regions import (
+    Points,
+    Region,
+    decode_counts,
+    polygon_region,
+    read_points,
+    runs_region,
+    union,
+)
 from segtune.errors import DataError
 
 SNIFFED = 65536
 """Bytes at each end of a file that tell whether it is one of COCO's."""
 MAX_BYTES = 4_000_000_000
-FARTHEST = 1e7
-"""Coordinates beyond this, in pixels, are no positions in an image."""
-
-Polygon = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class CocoObject:
     id: Any
     category: Any
     crowd: bool
-    polygons: tuple[Polygon, ...] = ()
+    polygons: tuple[Points, ...] = ()
     """[N, 2] each, x and y in pixels."""
     runs: Sequence[int] | str | None = None
     """Run lengths, plain or compressed, where there are no polygons."""
@@ -207,7 +208,7 @@ def _add(result: CocoFile, entry: Mapping[str, Any], images: set[Any]) -> None:
         made = CocoObject(entry.get("id"), category, crowd, (), runs, size)
     elif isinstance(segmentation, list) and segmentation:
         parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
-        polygons = [polygon(f"{path}: {name}", part) for part in parts]
+        polygons = [read_points(f"{path}: {name}", part) for part in parts]
         kept = tuple(points for points in polygons if len(points) >= 3)
         result.degenerate += len(polygons) - len(kept)
         if not kept:
@@ -228,23 +229,3 @@ def _runs(path: Path, name: str, value: Mapping[str, Any]) -> tuple[Sequence[int
     if not isinstance(counts, list | str):
         raise DataError(f"{path}: {name} has no run lengths", hint="they are a list, or a text")
     return counts, (size[0], size[1])
-
-
-def polygon(where: str, values: Any) -> Polygon:
-    """Points [N, 2] of numbers x, y, x, y, ...
-
-    Raises:
-        DataError: these are no positions in an image.
-    """
-    try:
-        points = np.asarray(values, np.float64).ravel()
-    except (TypeError, ValueError, OverflowError):
-        points = np.full(1, np.nan)
-    if points.size % 2 or not np.isfinite(points).all() or np.abs(points).max(initial=0) > FARTHEST:
-        shown = str(values)
-        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
-        raise DataError(
-            f"{where} has a polygon that is no list of positions: {shown}",
-            hint="polygons are x, y, x, y, ... in pixels",
-        )
-    return points.reshape(-1, 2)

@@ -6,6 +6,7 @@ masks are turned upright by their EXIF tag. Only the first frame of a file with 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
@@ -80,7 +81,45 @@ def read_image(path: Path) -> Image:
     Raises:
         DataError: the file is missing, empty, damaged, too large or of a kind that is not read.
     """
-    array = _read(path, _image_array)
+    return _finish_image(_read(path, _image_array), path)
+
+
+def decode_image(content: bytes, name: Path) -> Image:
+    """Reads an image out of bytes that are no file of their own.
+
+    Args:
+        content: what an image file would hold.
+        name: of what holds the bytes, for messages.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    return _finish_image(_decode(content, name, _image_array), name)
+
+
+def decode_mask(content: bytes, name: Path) -> MaskFile:
+    """Reads a mask out of bytes; arguments and errors as `decode_image`."""
+
+    def use(image: Pillow.Image) -> NDArray[Any]:
+        return _mask_type(_mask_array(image), name)
+
+    return MaskFile(values=_decode(content, name, use), palette=None, lossy=False)
+
+
+def _decode(content: bytes, name: Path, convert: Callable[[Pillow.Image], NDArray[Any]]) -> NDArray[Any]:
+    try:
+        with ExitStack() as stack:
+            with _quiet_pillow():
+                image = stack.enter_context(Pillow.open(io.BytesIO(content)))
+            _check_pixels(name, *image.size)
+            return _upright(image, convert)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything on foreign bytes
+        raise _unreadable(name, error) from None
+
+
+def _finish_image(array: NDArray[Any], path: Path) -> Image:
     if array.ndim == 2:
         array = array[:, :, None]
     channels = array.shape[2]

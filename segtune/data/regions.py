@@ -8,11 +8,17 @@ covered twice are outside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segtune.errors import DataError
+
+Points = NDArray[np.float64]
+"""[N, 2], x and y in pixels."""
+FARTHEST = 1e7
+"""Coordinates beyond this, in pixels, are no positions in an image."""
 CELLS = 4_000_000
 """Edges times rows that are worked on at once."""
 
@@ -31,7 +37,28 @@ class Region(NamedTuple):
         mask[self.top : self.top + height, self.left : self.left + width][self.inside] = label
 
 
-def polygon_region(points: NDArray[np.float64], height: int, width: int) -> Region:
+def read_points(where: str, values: Any) -> Points:
+    """Points of numbers x, y, x, y, ..., or of pairs.
+
+    Raises:
+        DataError: these are no positions in an image.
+    """
+    try:
+        points = np.asarray(values, np.float64)
+        points = points.ravel() if points.ndim == 1 or points.shape[1:] == (2,) else np.full(1, np.nan)
+    except (TypeError, ValueError, OverflowError):
+        points = np.full(1, np.nan)
+    if points.size % 2 or not np.isfinite(points).all() or np.abs(points).max(initial=0) > FARTHEST:
+        shown = str(values)
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        raise DataError(
+            f"{where} has a shape that is no list of positions: {shown}",
+            hint="positions are x, y, x, y, ... in pixels",
+        )
+    return points.reshape(-1, 2)
+
+
+def polygon_region(points: Points, height: int, width: int) -> Region:
     """The pixels of a polygon.
 
     Args:

@@ -171,3 +171,80 @@ def labelme(root: Path, **changes: Any) -> Path:
         }
         (root / f"{seed}.json").write_text(json.dumps(content | changes))
     return root
+
+
+def loveda(root: Path) -> Path:
+    for seed, place in enumerate(["Train/Urban", "Train/Rural", "Val/Urban", "Test/Rural"]):
+        photo(root / place / "images_png" / f"{seed}.png", seed)
+        if not place.startswith("Test"):
+            save_mask(root / place / "masks_png" / f"{seed}.png", grid([0, 1, 2, 3, 4, 5, 6, 7]))
+    return root
+
+
+ISPRS_COLOURS = [
+    (0, 0, 0),
+    (255, 255, 255),
+    (0, 0, 255),
+    (0, 255, 255),
+    (0, 255, 0),
+    (255, 255, 0),
+    (255, 0, 0),
+]
+
+
+def potsdam(root: Path) -> Path:
+    for seed, tile in enumerate(["2_10", "6_7", "7_13"]):
+        name = f"top_potsdam_{tile}"
+        for kind in ("RGB", "IRRG"):
+            photo(root / f"Ortho_{kind}" / f"{name}_{kind}.tif", seed + 10 * (kind == "RGB"))
+        whole = colourise(grid([1, 2, 3, 4, 5, 6]), ISPRS_COLOURS)
+        save_mask(root / "5_Labels_all" / f"{name}_label.tif", whole)
+        eroded = colourise(grid([0, 1, 2, 3, 4, 5, 6, 0]), ISPRS_COLOURS)
+        save_mask(root / "5_Labels_all_noBoundary" / f"{name}_label_noBoundary.tif", eroded)
+    return root
+
+
+def vaihingen(root: Path) -> Path:
+    for seed, tile in enumerate(["area1", "area11", "area38"]):
+        photo(root / "top" / f"top_mosaic_09cm_{tile}.tif", seed)
+        whole = colourise(grid([1, 2, 3, 4, 5, 6]), ISPRS_COLOURS)
+        save_mask(root / "gts_for_participants" / f"top_mosaic_09cm_{tile}.tif", whole)
+        eroded = colourise(grid([0, 1, 2, 3, 4, 5, 6, 0]), ISPRS_COLOURS)
+        save_mask(root / "eroded" / f"top_mosaic_09cm_{tile}_noBoundary.tif", eroded)
+    return root
+
+
+def crops(root: Path, tiles: Any, labels: Any, *, splits: bool = True) -> Path:
+    """Tiles cut into crops: img_dir and ann_dir."""
+    for seed, tile in enumerate(tiles):
+        place = ("train/" if seed < len(tiles) - 1 else "val/") if splits else ""
+        photo(root / f"img_dir/{place}{tile}_0_0_32_24.png", seed)
+        save_mask(root / f"ann_dir/{place}{tile}_0_0_32_24.png", grid(labels))
+    return root
+
+
+def crackforest(root: Path, *, flat: bool = False) -> Path:
+    from scipy.io import savemat
+
+    for seed in range(3):
+        folder = root if flat else root / "groundTruth"
+        photo((root if flat else root / "image") / f"{seed:03d}.jpg", seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        mask = grid([1, 2, 1])
+        savemat(folder / f"{seed:03d}.mat", {"groundTruth": {"Segmentation": mask, "Boundaries": mask > 1}})
+    return root
+
+
+def folder(root: Path) -> Path:
+    for seed in range(3):
+        photo(root / "images" / f"{seed:05d}.png", seed)
+        save_mask(root / "masks" / f"{seed:05d}.png", grid([0, 1, 2]))
+    return root
+
+
+def manifest(root: Path) -> Path:
+    for seed in range(3):
+        photo(root / f"{seed}.png", seed)
+        save_mask(root / "m" / f"{seed}.png", grid([0, 1, 2]))
+    (root / "list.csv").write_text("image,mask\n" + "".join(f"{i}.png,m/{i}.png\n" for i in range(3)))
+    return root

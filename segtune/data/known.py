@@ -59,7 +59,7 @@ def restate(known: KnownCoding, settings: DataSettings, description: Description
     return Understanding(
         coding=MaskCoding(coding="index" if values else "rgb", values=values, colours=colours),
         classes=classes,
-        evidence=(f"{text}: {classes.num_classes} classes, known without opening a mask",),
+        evidence=(f"{text}: {classes.num_classes} classes, fixed by the format",),
     )
 
 

@@ -44,6 +44,12 @@ def path_inside(folder: Path, text: str, start: Path | None = None) -> Path | No
     return folder / path.relative_to(base) if path.is_relative_to(base) else None
 
 
+def files_by_place(folder: Path) -> dict[str, Path]:
+    """The images of a folder and of the folders in it, by their path without the ending."""
+    found = [path for place in (folder, *subfolders(folder)) for path in list_files(place)]
+    return by_key((path.relative_to(folder).with_suffix("").as_posix(), path) for path in found)
+
+
 def by_key(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """Files by their key; of several with one key the first."""
     found: dict[str, Path] = {}

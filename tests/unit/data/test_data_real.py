@@ -158,4 +158,4 @@ def test_labelme_export(shared_data):
 
 def test_image_tiles_in_dir_folders(shared_data):
     index = open_data(shared_data / "formats" / "mmseg" / "pseudo_potsdam_dataset")
-    assert (index.details["masks"], index.classes.num_classes) == ("index", 6)
+    assert (index.format, index.details["masks"], index.classes.num_classes) == ("potsdam", "index", 6)

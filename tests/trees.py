@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -247,4 +248,41 @@ def manifest(root: Path) -> Path:
         photo(root / f"{seed}.png", seed)
         save_mask(root / "m" / f"{seed}.png", grid([0, 1, 2]))
     (root / "list.csv").write_text("image,mask\n" + "".join(f"{i}.png,m/{i}.png\n" for i in range(3)))
+    return root
+
+
+def _table() -> Any:
+    import datasets
+
+    def picture(array: Any) -> Any:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    random = np.random.default_rng(0)
+    rows = {
+        "pixel_values": [
+            picture(random.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)) for _ in range(3)
+        ],
+        "label": [picture(grid([0, 1, 2, 255])) for _ in range(3)],
+        "name": ["a", "b", "c"],
+    }
+    features = {"pixel_values": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def saved_dataset(root: Path, *, splits: bool = True) -> Path:
+    """As save_to_disk writes it."""
+    import datasets
+
+    table = _table()
+    whole = datasets.DatasetDict({"train": table, "validation": table}) if splits else table
+    whole.save_to_disk(root)
+    return root
+
+
+def parquet(root: Path) -> Path:
+    (root / "data").mkdir(parents=True)
+    for split in ("train", "validation"):
+        _table().to_parquet(root / "data" / f"{split}-00000-of-00001.parquet")
     return root

@@ -39,10 +39,11 @@ def check(
     Exit code 1 where there is an error among the findings.
     """
     from segtune.config.load import load_data_settings
+    from segtune.data import is_there
     from segtune.errors import UsageError
 
     settings = load_data_settings(files=files, assignments=assignments)
-    if not data.exists():
+    if not is_there(data):
         raise UsageError(f"there is no data folder or manifest {data}", hint="check the path")
 
     from segtune.data.check import check_data

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from segtune.data.base import DataIndex, Finding, Sample
 from segtune.data.coding import understand
 from segtune.data.description import description_path, read_description
-from segtune.data.files import MaskFile, read_mask_file
+from segtune.data.files import ReadMask, read_mask_file
 from segtune.data.known import KnownCoding, restate
 from segtune.data.masks import FileReader
 from segtune.data.settings import DataSettings
@@ -27,7 +27,7 @@ def assemble(
     evidence: Sequence[str],
     findings: Sequence[Finding],
     known: KnownCoding | None = None,
-    read: Callable[[Path], MaskFile] = read_mask_file,
+    read: ReadMask = read_mask_file,
 ) -> DataIndex:
     """Finds out how the masks are coded and puts everything together.
 
@@ -55,7 +55,7 @@ def assemble(
         understanding = restate(known, settings, description)
     else:
         masks = [sample.mask for sample in kept if sample.mask is not None]
-        understanding = understand(root, masks, settings, description)
+        understanding = understand(root, masks, settings, description, read)
     coding = understanding.coding
     return DataIndex(
         root=root,

@@ -94,29 +94,34 @@ def decode_image(content: bytes, name: Path) -> Image:
     Raises:
         DataError: as `read_image`.
     """
-    return _finish_image(_decode(content, name, _image_array), name)
+    array = _decode(content, name, lambda image: _upright(image, _image_array))
+    return _finish_image(array, name)
 
 
 def decode_mask(content: bytes, name: Path) -> MaskFile:
-    """Reads a mask out of bytes; arguments and errors as `decode_image`."""
-
-    def use(image: Pillow.Image) -> NDArray[Any]:
-        return _mask_type(_mask_array(image), name)
-
-    return MaskFile(values=_decode(content, name, use), palette=None, lossy=False)
+    """Reads a mask out of bytes; arguments as `decode_image`, errors as `read_mask_file`."""
+    return _decode(content, name, lambda image: _mask_file(image, name))
 
 
-def _decode(content: bytes, name: Path, convert: Callable[[Pillow.Image], NDArray[Any]]) -> NDArray[Any]:
+def _decode(content: bytes, name: Path, use: Callable[[Pillow.Image], Result]) -> Result:
     try:
         with ExitStack() as stack:
             with _quiet_pillow():
                 image = stack.enter_context(Pillow.open(io.BytesIO(content)))
             _check_pixels(name, *image.size)
-            return _upright(image, convert)
+            return use(image)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on foreign bytes
         raise _unreadable(name, error) from None
+
+
+def _mask_file(image: Pillow.Image, path: Path) -> MaskFile:
+    array = _upright(image, _mask_array)
+    palette = _palette(image) if array.ndim == 2 else None
+    if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
+        palette = None
+    return MaskFile(values=_mask_type(array, path), palette=palette, lossy=image.format in LOSSY)
 
 
 def _finish_image(array: NDArray[Any], path: Path) -> Image:
@@ -148,6 +153,10 @@ class MaskFile:
     """Whether values may differ a little from those that were stored."""
 
 
+ReadMask = Callable[[Path], MaskFile]
+"""Takes what is stored out of a mask file."""
+
+
 def read_mask_file(path: Path) -> MaskFile:
     """Reads what a mask file stores, upright.
 
@@ -158,18 +167,10 @@ def read_mask_file(path: Path) -> MaskFile:
         DataError: as `read_image`, and where the mask holds fractions or negative numbers.
     """
 
-    def use(image: Pillow.Image) -> MaskFile:
-        array = _upright(image, _mask_array)
-        palette = _palette(image) if array.ndim == 2 else None
-        if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
-            palette = None
-        lossy = image.format in LOSSY
-        return MaskFile(values=_mask_type(array, path), palette=palette, lossy=lossy)
-
     def use_tiff(path: Path) -> MaskFile:
         return MaskFile(values=_mask_type(_tiff_array(path), path), palette=None, lossy=False)
 
-    return _open(path, use, use_tiff)
+    return _open(path, lambda image: _mask_file(image, path), use_tiff)
 
 
 def read_mask_values(path: Path) -> NDArray[Any]:

@@ -5,7 +5,7 @@ In memory the ignored value is always 255, whatever the files use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtune.data.base import Colour, Image, Mask, Sample
-from segtune.data.files import MaskFile, read_image, read_mask_file
+from segtune.data.files import MaskFile, ReadMask, read_image, read_mask_file
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
 
@@ -146,7 +146,7 @@ class FileReader:
     coding: MaskCoding
     tolerant: bool = False
     """Whether mask values that mean no class are ignored instead of refused."""
-    read: Callable[[Path], MaskFile] = read_mask_file
+    read: ReadMask = read_mask_file
     """Takes what is stored out of a mask file; other than this one where masks are no image files."""
 
     def image(self, sample: Sample) -> Image:
@@ -162,12 +162,17 @@ class FileReader:
         assert sample.mask is not None, f"{sample.name} has no mask"
         mask, outside = self.coding.decode(self.read(sample.mask))
         if outside and not self.tolerant:
-            raise DataError(
-                f"{sample.mask}: the mask holds {describe_outside(outside)}, which mean no class",
-                hint="name every class, map the values with data.values, or ignore them with "
-                "data.allow=[value-outside-classes]",
-            )
+            raise outside_error(sample.mask, outside)
         return mask
+
+
+def outside_error(path: Path, outside: Mapping[str, int]) -> DataError:
+    """The error for a mask with values that mean no class."""
+    return DataError(
+        f"{path}: the mask holds {describe_outside(outside)}, which mean no class",
+        hint="name every class, map the values with data.values, or ignore them with "
+        "data.allow=[value-outside-classes]",
+    )
 
 
 def describe_outside(outside: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from segtune.data import FORMATS
+from segtune.data import FORMATS, is_hub, is_there
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
 from segtune.data.description import ListedSplit, read_description
 from segtune.data.findings import allowed
@@ -20,7 +20,7 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     """Opens a data set in whatever format it lies there.
 
     Args:
-        root: a folder, or a file that describes the data (CSV).
+        root: a folder, a file that describes the data (CSV, JSON), or hf:owner/name.
         settings: how to read it; what is not stated is found out.
 
     Returns:
@@ -33,7 +33,7 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     """
     root = Path(root)
     settings = settings or DataSettings()
-    if not root.exists():
+    if not is_there(root):
         parent = next(p for p in root.absolute().parents if p.is_dir())
         raise UsageError(
             f"there is no data at {root}",
@@ -41,7 +41,7 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
         )
     description = read_description(root)
     settings = description.merge(settings)
-    name, reason = _find_format(root, settings)
+    name, reason = ("hf_dataset", "a name of the hub") if is_hub(root) else _find_format(root, settings)
     check_options(name, settings)
     index: DataIndex = FORMATS.load(name)().read(root, settings)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from segtune.data.base import Image, Mask, Sample
+from segtune.data.channels import ChannelRule
 from segtune.data.coco_file import CocoObject
-from segtune.data.files import image_size, read_image
+from segtune.data.files import PLAIN, image_size, read_image
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
 
@@ -32,10 +33,11 @@ class CocoReader:
     """By the sample's name."""
     labels: Sequence[Mapping[object, int]]
     """For each file: category id -> class."""
+    channels: ChannelRule = PLAIN
 
     def image(self, sample: Sample) -> Image:
-        """[H, W, 3]."""
-        return read_image(sample.image)
+        """[H, W, C]."""
+        return read_image(sample.image, self.channels)
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map.

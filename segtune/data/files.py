@@ -24,6 +24,7 @@ from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from segtune.data.base import Colour, Image
+from segtune.data.channels import ChannelRule
 from segtune.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
@@ -35,9 +36,11 @@ TIFF_PHOTOMETRICS = (1, 2)
 """What tifffile may read: grey where black is 0, and RGB; the rest needs a conversion."""
 LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 
+PLAIN = ChannelRule()
 _HEADER = threading.Lock()
-# tifffile reports what it finds odd through logging; without a handler that ends on stderr.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+# Both report what they find odd through logging; without a handler that ends on stderr.
+for _name in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda a: a,
@@ -71,31 +74,35 @@ class Header:
     rotated: bool
     """Whether the EXIF tag asks for the image to be turned or mirrored."""
     frames: int
+    channels: int
 
 
-def read_image(path: Path) -> Image:
-    """Reads an image as [H, W, 3], uint8 or uint16 (or float32 within [0, 1]).
+def read_image(path: Path, rule: ChannelRule = PLAIN) -> Image:
+    """Reads an image as [H, W, C], uint8 or uint16 (or float32 within [0, 1]).
 
-    Grey images are repeated in three channels, an alpha channel is dropped.
+    Args:
+        path: of the file.
+        rule: which channels; as it stands grey is repeated three times and an alpha channel dropped.
 
     Raises:
         DataError: the file is missing, empty, damaged, too large or of a kind that is not read.
     """
-    return _finish_image(_read(path, _image_array), path)
+    return rule.apply(_read(path, _image_array), path)
 
 
-def decode_image(content: bytes, name: Path) -> Image:
+def decode_image(content: bytes, name: Path, rule: ChannelRule = PLAIN) -> Image:
     """Reads an image out of bytes that are no file of their own.
 
     Args:
         content: what an image file would hold.
         name: of what holds the bytes, for messages.
+        rule: as for `read_image`.
 
     Raises:
         DataError: as `read_image`.
     """
     array = _decode(content, name, lambda image: _upright(image, _image_array))
-    return _finish_image(array, name)
+    return rule.apply(array, name)
 
 
 def decode_mask(content: bytes, name: Path) -> MaskFile:
@@ -122,22 +129,6 @@ def _mask_file(image: Pillow.Image, path: Path) -> MaskFile:
     if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
         palette = None
     return MaskFile(values=_mask_type(array, path), palette=palette, lossy=image.format in LOSSY)
-
-
-def _finish_image(array: NDArray[Any], path: Path) -> Image:
-    if array.ndim == 2:
-        array = array[:, :, None]
-    channels = array.shape[2]
-    if channels in (1, 2):
-        array = np.repeat(array[:, :, :1], 3, axis=2)
-    elif channels == 4:
-        array = array[:, :, :3]
-    elif channels != 3:
-        raise DataError(
-            f"{path}: the image has {channels} channels",
-            hint="images of 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels are read; save the three wanted",
-        )
-    return np.ascontiguousarray(_image_type(array, path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +188,7 @@ def read_header(path: Path) -> Header:
             format=image.format or "",
             rotated=orientation > 1,
             frames=int(getattr(image, "n_frames", 1)),
+            channels=3 if image.mode == "P" else len(image.getbands()),
         )
 
     return _open(path, header, _tiff_header)
@@ -341,22 +333,6 @@ def _mask_array(image: Pillow.Image) -> NDArray[Any]:
     return np.asarray(image)
 
 
-def _image_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype in (np.uint8, np.uint16):
-        return array
-    low, high = array.min(), array.max()
-    if array.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return array.astype(np.uint16)
-    if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return array.astype(np.float32)
-    raise DataError(
-        f"{path}: values of type {array.dtype} from {low} to {high}",
-        hint="save images with 8 or 16 bits per channel, or as fractions between 0 and 1",
-    )
-
-
 def _mask_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.ndim == 3 and array.shape[2] in (1, 2):
         array = array[:, :, 0]
@@ -407,6 +383,7 @@ def _tiff_header(path: Path) -> Header:
             format="TIFF",
             rotated=orientation > 1,
             frames=len(page.parent.pages),
+            channels=int(page.samplesperpixel),
         )
 
 

@@ -20,7 +20,8 @@ from pydantic import Field
 from segtune.data import HUB, is_hub
 from segtune.data.assemble import OUTSIDE_CODE, assemble
 from segtune.data.base import DataIndex, Finding, Image, Mask, Sample, Severity
-from segtune.data.files import MaskFile, decode_image, decode_mask, read_image, read_mask_file
+from segtune.data.channels import ChannelRule
+from segtune.data.files import PLAIN, MaskFile, decode_image, decode_mask, read_image, read_mask_file
 from segtune.data.masks import FileReader, MaskCoding, outside_error
 from segtune.data.matching import list_files, path_inside
 from segtune.data.settings import DataSettings
@@ -127,10 +128,12 @@ class Rows:
     image_column: str
     mask_column: str
 
-    def image(self, path: Path) -> Image:
+    def image(self, path: Path, rule: ChannelRule) -> Image:
         """The image of a row, [H, W, C]."""
         content = self._content(path, self.image_column)
-        return read_image(content) if isinstance(content, Path) else decode_image(content, path)
+        if isinstance(content, Path):
+            return read_image(content, rule)
+        return decode_image(content, path, rule)
 
     def stored_mask(self, path: Path) -> MaskFile:
         """What the mask of a row stores."""
@@ -167,10 +170,11 @@ class RowReader:
     coding: MaskCoding
     tolerant: bool = False
     """Whether mask values that mean no class are ignored instead of refused."""
+    channels: ChannelRule = PLAIN
 
     def image(self, sample: Sample) -> Image:
         """[H, W, C]."""
-        return self.rows.image(sample.image)
+        return self.rows.image(sample.image, self.channels)
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from segtune.data.base import DataIndex, Image, Sample
-from segtune.data.files import SUFFIXES, read_header, read_image
+from segtune.data.files import SUFFIXES, read_header
 from segtune.data.masks import FileReader, describe_outside
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
@@ -51,14 +51,14 @@ def inspect(index: DataIndex, sample: Sample) -> Inspection:
     result = Inspection(sample=sample)
     try:
         header = read_header(sample.image) if isinstance(index.reader, FileReader) else None
-        image = read_image(sample.image) if header is not None else index.reader.image(sample)
+        image = index.reader.image(sample)
     except DataError as error:
         result.unreadable.append((sample.image, _reason(error, sample.image)))
     else:
         result.size = (image.shape[0], image.shape[1])
         result.thumbnail = _thumbnail(image)
         if header is not None:
-            result.alpha = header.mode in {"RGBA", "LA", "PA"}
+            result.alpha = header.mode in {"RGBA", "LA", "PA"} and image.shape[2] <= 3
             result.num_frames = header.frames
             result.rotated = header.rotated
     if sample.mask is not None:

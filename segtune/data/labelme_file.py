@@ -19,7 +19,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from segtune.data.base import Image, Mask, Sample
-from segtune.data.files import MAX_PIXELS, decode_image, decode_mask, image_size, read_image
+from segtune.data.channels import ChannelRule
+from segtune.data.files import MAX_PIXELS, PLAIN, decode_image, decode_mask, image_size, read_image
 from segtune.data.regions import Points, read_points
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
@@ -181,12 +182,14 @@ class LabelmeReader:
     """By the sample's name."""
     labels: Mapping[str, int]
     """Label -> class."""
+    channels: ChannelRule = PLAIN
 
     def image(self, sample: Sample) -> Image:
-        """[H, W, 3], from the image's own file or out of the JSON file."""
+        """[H, W, C], from the image's own file or out of the JSON file."""
         if sample.image.suffix.lower() != ".json":
-            return read_image(sample.image)
-        return decode_image(_bytes(str(sample.image), _parse(sample.image).get("imageData")), sample.image)
+            return read_image(sample.image, self.channels)
+        content = _bytes(str(sample.image), _parse(sample.image).get("imageData"))
+        return decode_image(content, sample.image, self.channels)
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtune.data.base import Colour, Image, Mask, Sample
-from segtune.data.files import MaskFile, ReadMask, read_image, read_mask_file
+from segtune.data.channels import ChannelRule
+from segtune.data.files import PLAIN, MaskFile, ReadMask, read_image, read_mask_file
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
 
@@ -148,10 +149,11 @@ class FileReader:
     """Whether mask values that mean no class are ignored instead of refused."""
     read: ReadMask = read_mask_file
     """Takes what is stored out of a mask file; other than this one where masks are no image files."""
+    channels: ChannelRule = PLAIN
 
     def image(self, sample: Sample) -> Image:
-        """[H, W, 3], uint8, uint16 or float32."""
-        return read_image(sample.image)
+        """[H, W, C], uint8, uint16 or float32."""
+        return read_image(sample.image, self.channels)
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map.

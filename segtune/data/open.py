@@ -8,7 +8,9 @@ from pathlib import Path
 
 from segtune.data import FORMATS, is_hub, is_there
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
+from segtune.data.channels import ChannelRule, channel_rule
 from segtune.data.description import ListedSplit, read_description
+from segtune.data.files import read_header
 from segtune.data.findings import allowed
 from segtune.data.options import check_options
 from segtune.data.settings import DataSettings
@@ -45,6 +47,8 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     check_options(name, settings)
     index: DataIndex = FORMATS.load(name)().read(root, settings)
 
+    index = _with_channels(index, settings)
+
     samples, ungrouped = set_groups(index.samples, settings.group)
     findings = list(index.findings)
     if ungrouped:
@@ -75,6 +79,32 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
         samples=tuple(samples),
         evidence=(f"format {name}: {reason}", *index.evidence, *evidence),
         findings=tuple(findings),
+    )
+
+
+def _with_channels(index: DataIndex, settings: DataSettings) -> DataIndex:
+    """The data with the channels that the settings state, or that its first image has."""
+    rule = getattr(index.reader, "channels", None)
+    if not isinstance(rule, ChannelRule):  # the format's own matter
+        return index
+    rule = channel_rule(settings)
+    number = 3
+    if rule.bands is not None:
+        number = len(rule.bands)
+    elif index.samples[0].image.suffix.lower() in (".tif", ".tiff"):  # others have four at most
+        try:
+            number = rule.num_channels(read_header(index.samples[0].image).channels)
+        except DataError:  # the data check names it
+            number = 3
+    rule = replace(rule, expected=number)
+    said = [] if number == 3 else [f"images have {number} channels"]
+    if rule.bands is not None:
+        said = [f"channels {', '.join(map(str, rule.bands))} of the images, as stated"]
+    return replace(
+        index,
+        reader=replace(index.reader, channels=rule),  # type: ignore[type-var]
+        channels=number,
+        evidence=(*index.evidence, *said),
     )
 
 

@@ -77,7 +77,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     if spec.channels != index.channels:
         raise UsageError(
             f"the images have {index.channels} channels and {config.model} takes {spec.channels}",
-            hint=f"--set model.channels={index.channels} (unet, smp:...), or other images",
+            hint=f"--set model.channels={index.channels} (unet, smp:...), or choose channels, e.g."
+            f" --set data.bands={','.join(map(str, range(spec.channels)))}",
         )
     _check_monitor(config.train.monitor, index.classes)
     place(tunable.model, device)

@@ -21,7 +21,7 @@ from segtune.data.base import DataIndex, Finding, Sample, Severity
 from segtune.data.files import image_size, read_mask_file
 from segtune.data.findings import file_finding
 from segtune.data.masks import file_colours, pack_colours, unpack_colour
-from segtune.data.matching import by_key, list_files, match
+from segtune.data.matching import by_key, list_files, list_names, match
 from segtune.data.matlab import read_mat
 from segtune.data.palette import CITYSCAPES
 from segtune.data.settings import DataSettings
@@ -51,16 +51,17 @@ class Gta5:
 
     def detect(self, root: Path) -> str | None:
         """Says what speaks for this format, or None."""
-        images, masks = list_files(root / IMAGES), list_files(root / MASKS)
-        if not images or not masks or not all(_NAME.fullmatch(path.stem) for path in [*images, *masks]):
+        images, masks = list_names(root / IMAGES), list_names(root / MASKS)
+        stems = (name.rpartition(".")[0] for name in (*images, *masks))
+        if not images or not masks or not all(map(_NAME.fullmatch, stems)):
             return None
         numbers = f"{IMAGES}/ and {MASKS}/ hold numbers of five digits"
         if (root / SPLIT_FILE).is_file():
             return f"{numbers}, and there is {SPLIT_FILE}"
         try:
-            if image_size(images[0]) == SIZE:
+            if image_size(root / IMAGES / images[0]) == SIZE:
                 return f"{numbers}, of {SIZE[1]} x {SIZE[0]} pixels"
-            if _street_colours(masks[0]):
+            if _street_colours(root / MASKS / masks[0]):
                 return f"{numbers}, in the colours of Cityscapes"
         except DataError:
             return None

@@ -11,13 +11,20 @@ from segtune.data.files import SUFFIXES
 from segtune.data.findings import file_finding
 
 
-def list_files(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[Path]:
-    """The files of a folder with one of these endings, in a fixed order; none where there is no folder."""
-    if not folder.is_dir():
-        return []
+def list_names(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[str]:
+    """Names of the files of a folder with one of these endings, in a fixed order; none without a folder."""
     wanted = frozenset(suffixes)
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    return [folder / name for name in names if Path(name).suffix.lower() in wanted]
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  (ten times as fast, on folders of many thousands)
+    except OSError:
+        return []
+    endings = (name for name in names if not name.startswith("."))
+    return sorted(name for name in endings if os.path.splitext(name)[1].lower() in wanted)  # noqa: PTH122
+
+
+def list_files(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[Path]:
+    """The files of a folder with one of these endings, as `list_names`."""
+    return [folder / name for name in list_names(folder, suffixes)]
 
 
 def subfolders(folder: Path) -> Iterator[Path]:

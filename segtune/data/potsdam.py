@@ -18,7 +18,7 @@ from pydantic import Field
 
 from segtune.data.base import DataIndex
 from segtune.data.isprs import City, find_crops, read_crops, read_tiles
-from segtune.data.matching import list_files, subfolders
+from segtune.data.matching import list_names, subfolders
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError
 from segtune.settings import Settings
@@ -93,9 +93,10 @@ def _tiles(root: Path) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, 
     images: dict[str, dict[str, Path]] = {}
     masks: dict[str, dict[str, Path]] = {}
     for folder in (root, *subfolders(root)):
-        for path in list_files(folder, {".tif", ".tiff", ".png"}):
-            if found := _IMAGE.fullmatch(path.stem):
-                images.setdefault(found.group(2), {})[found.group(1)] = path
-            elif found := _MASK.fullmatch(path.stem):
-                masks.setdefault("without" if found.group(2) else "with", {})[found.group(1)] = path
+        for name in list_names(folder, {".tif", ".tiff", ".png"}):
+            stem = name.rpartition(".")[0]
+            if found := _IMAGE.fullmatch(stem):
+                images.setdefault(found.group(2), {})[found.group(1)] = folder / name
+            elif found := _MASK.fullmatch(stem):
+                masks.setdefault("without" if found.group(2) else "with", {})[found.group(1)] = folder / name
     return images, masks

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from segtune.data.base import DataIndex
 from segtune.data.isprs import City, find_crops, read_crops, read_tiles
-from segtune.data.matching import list_files, subfolders
+from segtune.data.matching import list_names, subfolders
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError
 from segtune.settings import Settings
@@ -82,10 +82,11 @@ def _tiles(root: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
     images: dict[str, Path] = {}
     masks: dict[str, dict[str, Path]] = {}
     for folder in (root, *subfolders(root)):
-        for path in list_files(folder, {".tif", ".tiff", ".png"}):
-            found = _TILE.fullmatch(path.stem)
+        for name in list_names(folder, {".tif", ".tiff", ".png"}):
+            found = _TILE.fullmatch(name.rpartition(".")[0])
             if found is None:
                 continue
+            path = folder / name
             if found.group(2):
                 masks.setdefault("without", {})[found.group(1)] = path
             elif folder.name.lower() == IMAGES:

@@ -35,11 +35,13 @@ class Evaluation:
     per_image: dict[str, float]
     """Mean IoU of each image by name."""
     seconds: float
+    tally: Tally = field(repr=False)
+    """The counts that the scores were computed from."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dict(self.__dict__)
+        """Plain values, without the counts."""
+        return {name: value for name, value in self.__dict__.items() if name != "tally"}
 
 
 def evaluate_samples(
@@ -100,6 +102,7 @@ def evaluate_samples(
         confusion=tally.confusion.tolist(),
         per_image=dict(zip(tally.names, image_scores(tally), strict=True)),
         seconds=time.perf_counter() - start,
+        tally=tally,
         settings=inference.settings.to_dict(),
     )
 

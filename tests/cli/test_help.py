@@ -36,6 +36,8 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     "wrong setting of a run": (["evaluate", "{run}", "--set", "data.widnow=3"], 2),
     "no data": (["data", "check", "nowhere"], 2),
     "no classes": (["inspect", "--model", "unet", "--method", "lora"], 2),
+    "folder exists": (["export", "{run}", "--to", "peft", "--out", "{run}"], 2),
+    "no folder to import": (["import", "nowhere", "--out", "o"], 2),
     "file exists": (["merge", "{run}", "--out", "{run}/result.json"], 2),
 }
 

@@ -153,3 +153,11 @@ CASES = [
     if not method.endswith(":") and offers(model, method)
 ]
 """Every method on every model that offers what it needs; the refusal of others has a test of its own."""
+
+# members of a family: one for each way in which a tuner keeps its tensors
+CASES += [
+    (model, f"peft:{tuner}")
+    for model in ("attention", "sam")
+    for tuner in ("lora", "loha", "lokr", "ia3", "ln_tuning", "vera", "randlora", "delora", "hira", "glora")
+]
+CASES += [("unet-bilinear", "peft:loha"), ("unet-bilinear", "peft:lokr"), ("unet-bilinear", "peft:ia3")]

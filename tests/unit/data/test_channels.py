@@ -122,3 +122,20 @@ def test_other_formats_choose_channels_too(tmp_path, make):
     plain, swapped = open_data(root), open_data(root, DataSettings(bands=(2, 0)))
     assert swapped.channels == 2
     assert (images(swapped)[0] == images(plain)[0][:, :, [2, 0]]).all()
+
+
+def test_prediction_takes_the_same_channels(aerial):
+    """What an adapter's description holds, by way of JSON, reads new images as the run did."""
+    import json
+
+    from segtune.engine import predict
+    from segtune.engine.infer import InferenceSettings
+
+    root, arrays = aerial(6, np.uint16, scale=6000)
+    data = DataSettings(bands=(5, 0), value_range=(0, 6000))
+    stored = json.loads(json.dumps(InferenceSettings.from_data(data, "32").to_dict()))
+    settings = InferenceSettings.from_dict(stored)
+    rule = predict.ChannelRule(bands=settings.bands, value_range=settings.value_range)
+    expected = images(open_data(root, data))[0]
+    assert (predict.read_image(root / "images" / "0.tif", rule) == expected).all()
+    assert expected.shape[2] == 2 and expected.max() <= arrays[0].max() / 6000 + 1e-6

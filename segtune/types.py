@@ -125,7 +125,7 @@ class Proposals:
     class_logits: Tensor
     """[B, N, K + 1], the last for "no object"."""
     mask_logits: Tensor
-    """[B, N, h, w], before the sigmoid, at the network's own resolution."""
+    """[B, N, h, w], before the sigmoid; in an output they cover the image without its padding."""
 
 
 @dataclass(kw_only=True)

@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "segtune.cli.data",
     "compare": "segtune.cli.compare",
     "report": "segtune.cli.report",
+    "attention": "segtune.cli.attention",
     "merge": "segtune.cli.merge",
     "export": "segtune.cli.export",
     "import": "segtune.cli.importing",  # a module called import could not be imported

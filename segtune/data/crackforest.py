@@ -73,7 +73,6 @@ def read_segmentation(path: Path) -> MaskFile:
     """What a MATLAB file says of the pixels.
 
     Raises:
-        MissingExtraError: scipy is not installed.
         DataError: the file is damaged or holds something else.
     """
     value = struct_field(read_mat(path, VARIABLE).get(VARIABLE), FIELD)
@@ -102,13 +101,10 @@ def _places(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def _names_variable(path: Path) -> bool:
-    """Whether a file has the variable; without scipy, whether it is a MATLAB file at all."""
-    try:
-        from scipy.io import whosmat
+    """Whether a file has the variable."""
+    from scipy.io import whosmat
 
+    try:
         return any(name == VARIABLE for name, _, _ in whosmat(str(path), appendmat=False))
-    except ImportError:
-        with path.open("rb") as file:
-            return file.read(6) == b"MATLAB"
     except Exception:  # the reader raises anything on foreign bytes
         return False

@@ -72,7 +72,6 @@ class Gta5:
 
         Raises:
             DataError: no frame has a mask, or split.mat is damaged.
-            MissingExtraError: there is a split.mat and scipy is not installed.
         """
         options = Gta5Settings.model_validate(settings.options)
         images = by_key((path.stem, path) for path in list_files(root / IMAGES))

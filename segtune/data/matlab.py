@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segtune.errors import DataError, MissingExtraError
+from segtune.errors import DataError
 
 MAX_BYTES = 500_000_000
 
@@ -17,13 +17,10 @@ def read_mat(path: Path, *names: str) -> dict[str, Any]:
     """The named variables of a file, those that it has; structs are nested arrays.
 
     Raises:
-        MissingExtraError: scipy is not installed.
         DataError: the file is missing, damaged, or of another version.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise MissingExtraError("scipy", extra="mat", purpose=f"reading {path.name}") from None
+    from scipy.io import loadmat
+
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: larger than {MAX_BYTES:,} bytes", hint="is this a file of labels?")

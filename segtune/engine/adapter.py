@@ -27,7 +27,8 @@ from segtune.errors import AdapterError, UnknownNameError
 from segtune.methods import METHODS
 from segtune.models import MODELS
 from segtune.models.base import SegModel
-from segtune.models.weights import WeightsReport, fingerprint
+from segtune.models.build import build_model
+from segtune.models.weights import WeightsReport, fingerprint, load_weights
 from segtune.settings import Settings
 
 FORMAT_VERSION = 1
@@ -186,6 +187,25 @@ def _settings_of(description: AdapterDescription) -> tuple[Settings, dict[str, S
     model = MODELS.settings(description.model).model_validate(description.model_settings)
     parts = {name: METHODS.settings(name).model_validate(own) for name, own in description.method.items()}
     return model, parts
+
+
+def load_base(description: AdapterDescription, *, weights: str | None = None) -> SegModel:
+    """The base of an adapter, without the adapter; its head is that of the base's weights, or random.
+
+    Args:
+        description: of the adapter.
+        weights: where the base's weights lie now, if not where they were.
+
+    Returns:
+        The model in eval mode on the CPU.
+
+    Raises:
+        WeightsError: the base's weights are not to be had.
+    """
+    settings, _ = _settings_of(description)
+    model = build_model(description.model, len(description.class_names), settings, seed=description.seed)
+    load_weights(model, description.weights if weights is None else weights)
+    return model.eval()
 
 
 def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, AdapterDescription]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from segtune.config.run import DEFAULT_EPOCHS, LOWER_IS_BETTER, RunConfig, TrainSettings
+from segtune.config.run import CROSS_ENTROPY, DEFAULT_EPOCHS, RunConfig, TrainSettings
 from segtune.data.base import Classes, DataIndex, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.loading import steps_per_epoch
@@ -22,9 +22,11 @@ from segtune.engine.build import (
     place,
 )
 from segtune.engine.cost import MemoryEstimate, estimate_memory
+from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings
 from segtune.errors import UsageError
+from segtune.metrics import SALIENCY
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
 
@@ -66,9 +68,9 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         check: what the data check found.
 
     Raises:
-        UsageError: the model does not take the images' channels, or images of different sizes would
-            have to make a batch.
-        SettingsError: an augmentation does not fit the images.
+        UsageError: the model does not take the images' channels or makes nothing that the loss takes, or
+            images of different sizes would have to make a batch.
+        SettingsError: an augmentation does not fit the images, or the loss's settings the classes.
         WeightsError: the weights are not to be had.
         NoSiteError: the method does not fit the model.
     """
@@ -83,7 +85,10 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
             hint=f"--set model.channels={index.channels} (unet, smp:...), or choose channels, e.g."
             f" --set data.bands={','.join(map(str, range(spec.channels)))}",
         )
+    if config.train.saliency:
+        require_two_classes(index.classes.num_classes)
     _check_monitor(config.train.monitor, index.classes)
+    loss = build_loss(config, index.classes, tunable.model)
     place(tunable.model, device)
     crop = config.data.crop
     if crop == "auto":
@@ -119,7 +124,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         index=index,
         check=check,
         tunable=tunable,
-        loss=build_loss(config, index.classes).to(device),
+        loss=loss.to(device),
         device=device,
         precision=precision,
         crop=crop,
@@ -140,7 +145,7 @@ def _num_steps(train: TrainSettings, batches_per_epoch: int) -> int:
 
 def _check_monitor(name: str, classes: Classes) -> None:
     """Raises UsageError where a metric is not defined for so many classes."""
-    if name in LOWER_IS_BETTER:
+    if name == CROSS_ENTROPY or name in SALIENCY:
         return
     perfect = Tally(classes.num_classes, classes.ignore_index)
     perfect.update([list(range(classes.num_classes))], [list(range(classes.num_classes))], "perfect")

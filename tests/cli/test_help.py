@@ -33,6 +33,7 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     ),
     "no run": (["evaluate", "nowhere"], 2),
     "no such image": (["predict", "{run}", "nowhere.png", "--out", "o"], 2),
+    "attention of no run": (["attention", "nowhere", "nowhere.png", "--out", "o"], 2),
     "wrong setting of a run": (["evaluate", "{run}", "--set", "data.widnow=3"], 2),
     "no data": (["data", "check", "nowhere"], 2),
     "no classes": (["inspect", "--model", "unet", "--method", "lora"], 2),

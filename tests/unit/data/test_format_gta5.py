@@ -17,7 +17,7 @@ from segtune.data.check import check_data
 from segtune.data.convert import convert_gta5
 from segtune.data.open import open_data
 from segtune.data.settings import DataSettings
-from segtune.errors import DataError, MissingExtraError, UsageError
+from segtune.errors import DataError, UsageError
 from tests import trees
 from tests.unit.data.test_format_cityscapes import CLASS_OF
 
@@ -98,13 +98,6 @@ def test_wrong_split_files(tmp_path, content, message):
     else:
         savemat(tmp_path / "split.mat", content)
     with pytest.raises(DataError, match=message):
-        open_data(tmp_path)
-
-
-def test_without_scipy_the_extra_is_named(tmp_path, monkeypatch):
-    trees.gta5(tmp_path)
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(MissingExtraError, match=r"segtune\[mat\]"):
         open_data(tmp_path)
 
 

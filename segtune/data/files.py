@@ -25,6 +25,7 @@ from PIL import Image as Pillow
 
 from segtune.data.base import Colour, Image
 from segtune.data.channels import ChannelRule
+from segtune.data.mask_values import mask_values
 from segtune.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
@@ -128,7 +129,7 @@ def _mask_file(image: Pillow.Image, path: Path) -> MaskFile:
     palette = _palette(image) if array.ndim == 2 else None
     if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
         palette = None
-    return MaskFile(values=_mask_type(array, path), palette=palette, lossy=image.format in LOSSY)
+    return MaskFile(values=mask_values(array, path), palette=palette, lossy=image.format in LOSSY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def read_mask_file(path: Path) -> MaskFile:
     """
 
     def use_tiff(path: Path) -> MaskFile:
-        return MaskFile(values=_mask_type(_tiff_array(path), path), palette=None, lossy=False)
+        return MaskFile(values=mask_values(_tiff_array(path), path), palette=None, lossy=False)
 
     return _open(path, lambda image: _mask_file(image, path), use_tiff)
 
@@ -331,33 +332,6 @@ def _mask_array(image: Pillow.Image) -> NDArray[Any]:
     ):
         image = image.convert("RGB")
     return np.asarray(image)
-
-
-def _mask_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    if array.ndim == 3 and array.shape[2] in (1, 2):
-        array = array[:, :, 0]
-    if array.ndim == 3:
-        if array.shape[2] not in (3, 4) or array.dtype != np.uint8:
-            raise DataError(
-                f"{path}: the mask has {array.shape[2]} channels of type {array.dtype}",
-                hint="masks have one channel (class numbers) or are 8-bit RGB (colours)",
-            )
-        return np.ascontiguousarray(array[:, :, :3])
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or (array != np.round(array)).any():
-            raise DataError(
-                f"{path}: the mask holds fractions", hint="save masks as whole numbers, one for each class"
-            )
-        if np.abs(array).max(initial=0) < 2**31:
-            array = array.astype(np.int64)
-    if array.dtype.kind not in "iu" or array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-        raise DataError(
-            f"{path}: the mask holds values outside of 0..65535",
-            hint="save masks as whole numbers, one for each class",
-        )
-    return array if array.dtype == np.uint8 else array.astype(np.uint16)
 
 
 def _tiff_page(path: Path, stack: ExitStack) -> tuple[Any, int]:

@@ -35,11 +35,12 @@ def command(
     as_json: bool,
 ) -> None:
     """Score the best model of RUN on a split, at the images' original size."""
+    from segtune.data import is_there
     from segtune.engine.folder import require_run
     from segtune.errors import UsageError
 
     require_run(run)
-    if data is not None and not data.exists():
+    if data is not None and not is_there(data):
         raise UsageError(f"there is no data folder or manifest {data}", hint="check --data")
 
     settings = assignments_to_settings(assignments)

@@ -37,11 +37,12 @@ def command(
     """
     from segtune.config.layers import Layer
     from segtune.config.load import difference, load_settings
+    from segtune.data import is_there
     from segtune.engine.folder import RunFolder
     from segtune.errors import UsageError, WeightsError
 
     given = flags(
-        DATA=(("data", "path"), None if data is None else str(data.resolve())),
+        DATA=(("data", "path"), None if data is None else str(data)),
         model=(("model", "name"), model),
         method=(("method", "name"), method),
     )
@@ -61,7 +62,7 @@ def command(
         config = load_settings(flags=given, files=files, assignments=assignments)
     if config.data_path is None:
         raise UsageError("DATA is missing", hint="segtune fit DATA --model MODEL --method METHOD")
-    if not config.data_path.exists():
+    if not is_there(config.data_path):
         raise UsageError(f"there is no data folder or manifest {config.data_path}", hint="check the path")
     if out is None:
         out = _free_folder(config.data_path, config.model, config.method)

@@ -30,13 +30,14 @@ def command(
 ) -> None:
     """Show sites, parameter counts, adapter size and a memory estimate; no weights, no training."""
     from segtune.config.load import load_settings
+    from segtune.data import is_there
     from segtune.errors import UsageError
 
     given = flags(model=(("model", "name"), model), method=(("method", "name"), method))
     config = load_settings(flags=given, files=files, assignments=assignments)
     if classes is None and data is None:
         raise UsageError("the number of classes is missing", hint="--classes K, or --data DATA")
-    if data is not None and not data.exists():
+    if data is not None and not is_there(data):
         raise UsageError(f"there is no data folder or manifest {data}", hint="check --data")
 
     from segtune.engine.cost import inspect_config, memory_advice

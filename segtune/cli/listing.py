@@ -40,7 +40,7 @@ def command(kind: str, with_settings: bool, as_json: bool) -> None:
     for name in registry:
         click.echo(f"{name:<{width}}{registry.summary(name)}")
         if with_settings:
-            section = {"models": "model", "methods": "method", "losses": "loss"}.get(kind, "data")
+            section = {"models": "model", "methods": "method", "losses": "loss"}.get(kind, "data.options")
             for key, (default, description) in _settings(registry, name).items():
                 click.echo(f"    {section}.{key} = {default}  {description}")
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from segtune.config.layers import NAMED, SECTIONS, Layer, parse_assignments, read_yaml
 from segtune.config.run import CROSS_ENTROPY, LossCommonSettings, OptimSettings, RunConfig, TrainSettings
+from segtune.data import is_hub
 from segtune.data.settings import DataSettings
 from segtune.errors import SettingsError, UnknownNameError
 from segtune.losses import LOSSES
@@ -189,6 +190,8 @@ class _Loader:
     def _path(self, key: str, value: Any) -> Path:
         """A path as the run's folder keeps it: it must hold from wherever the run is used again."""
         text = self._text(key, value)
+        if is_hub(Path(text)):
+            return Path(text)
         try:
             return Path(text).expanduser().resolve()
         except (ValueError, RuntimeError, OSError) as error:  # a zero byte, an unknown ~user, a loop of links

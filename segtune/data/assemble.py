@@ -9,6 +9,8 @@ from pathlib import Path
 from segtune.data.base import DataIndex, Finding, Sample
 from segtune.data.coding import understand
 from segtune.data.description import description_path, read_description
+from segtune.data.files import ReadMask, read_mask_file
+from segtune.data.known import KnownCoding, restate
 from segtune.data.masks import FileReader
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError
@@ -24,6 +26,8 @@ def assemble(
     settings: DataSettings,
     evidence: Sequence[str],
     findings: Sequence[Finding],
+    known: KnownCoding | None = None,
+    read: ReadMask = read_mask_file,
 ) -> DataIndex:
     """Finds out how the masks are coded and puts everything together.
 
@@ -34,34 +38,31 @@ def assemble(
         settings: with `dataset.yaml` merged in.
         evidence: how the files were found.
         findings: what was noticed on the way.
+        known: classes and coding where the format fixes them; then no mask is opened.
+        read: takes what is stored out of a mask file.
 
     Raises:
         DataError: no sample is left, or the masks cannot be understood.
     """
-    kept = [sample for sample in samples if _wanted(sample.name, settings)]
-    lines = list(evidence)
-    if not kept:
-        example = samples[0].name
-        raise DataError(
-            f"data.include and data.exclude leave none of {len(samples)} samples of {root}",
-            hint=f"they are globs of names such as {example!r}",
-        )
-    if len(kept) < len(samples):
-        lines.append(f"data.include and data.exclude keep {len(kept)} of {len(samples)} samples")
+    kept, chosen = choose_samples(root, samples, settings)
+    lines = [*evidence, *chosen]
     description = read_description(root)
     path = description_path(root)
     if path is not None:
         said = sorted(description.model_fields_set)
         lines.append(f"{path.name} says: {', '.join(said) or 'nothing'}")
-    masks = [sample.mask for sample in kept if sample.mask is not None]
-    understanding = understand(root, masks, settings, description)
+    if known is not None:
+        understanding = restate(known, settings, description)
+    else:
+        masks = [sample.mask for sample in kept if sample.mask is not None]
+        understanding = understand(root, masks, settings, description, read)
     coding = understanding.coding
     return DataIndex(
         root=root,
         format=format,
         samples=tuple(kept),
         classes=understanding.classes,
-        reader=FileReader(coding=coding, tolerant=OUTSIDE_CODE in settings.allow),
+        reader=FileReader(coding=coding, tolerant=OUTSIDE_CODE in settings.allow, read=read),
         evidence=(*lines, *understanding.evidence),
         findings=(*findings, *understanding.findings),
         details={
@@ -72,6 +73,25 @@ def assemble(
             "colours": {f"#{r:02x}{g:02x}{b:02x}": label for (r, g, b), label in coding.colours.items()},
         },
     )
+
+
+def choose_samples(
+    root: Path, samples: Sequence[Sample], settings: DataSettings
+) -> tuple[list[Sample], list[str]]:
+    """The samples that `data.include` and `data.exclude` leave, and the evidence.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept = [sample for sample in samples if _wanted(sample.name, settings)]
+    if not kept:
+        raise DataError(
+            f"data.include and data.exclude leave none of {len(samples)} samples of {root}",
+            hint=f"they are globs of names such as {samples[0].name!r}",
+        )
+    if len(kept) == len(samples):
+        return kept, []
+    return kept, [f"data.include and data.exclude keep {len(kept)} of {len(samples)} samples"]
 
 
 def _wanted(name: str, settings: DataSettings) -> bool:

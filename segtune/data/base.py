@@ -103,6 +103,8 @@ class DataIndex:
     """Why the data was read in this way, line by line, for the user."""
     findings: tuple[Finding, ...] = ()
     """What was noticed while reading (unmatched files and the like)."""
+    expected: tuple[str, ...] = ()
+    """Codes of errors that the published files are known to have: warnings here, the samples left out."""
     details: dict[str, Any] = field(default_factory=dict)
     """The format's own decisions, JSON-serialisable, kept with the run."""
 

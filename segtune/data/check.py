@@ -53,7 +53,7 @@ def check_data(
         *_image_findings(index, inspections),
         *_duplicate_findings(index, inspections),
     ]
-    findings = [*index.findings, *(allowed(finding, settings) for finding in found)]
+    findings = [*index.findings, *(allowed(finding, settings, index.expected) for finding in found)]
     sizes = Counter(inspection.size for inspection in inspections if inspection.size is not None)
     usable = tuple(inspection.sample for inspection in inspections if inspection.fits)
     return CheckReport(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segtune.data.base import Classes, Colour, Finding, Severity
 from segtune.data.description import Description
+from segtune.data.files import ReadMask, read_mask_file
 from segtune.data.findings import file_finding
 from segtune.data.guess import LEVELS, choose_coding, grey_levels
 from segtune.data.masks import Coding, MaskCoding, pack_colour, unpack_colour
@@ -37,7 +38,11 @@ class Understanding:
 
 
 def understand(
-    root: Path, paths: Sequence[Path], settings: DataSettings, description: Description
+    root: Path,
+    paths: Sequence[Path],
+    settings: DataSettings,
+    description: Description,
+    read: ReadMask = read_mask_file,
 ) -> Understanding:
     """Finds the coding and the classes of a data set's masks.
 
@@ -46,6 +51,7 @@ def understand(
         paths: every mask.
         settings: with the description merged in; what they state is not guessed.
         description: for its colours.
+        read: takes what is stored out of a mask file.
 
     Raises:
         DataError: no mask can be read, or they make no sense as class maps.
@@ -53,7 +59,7 @@ def understand(
     """
     # Named classes need no count, unless the ignored value may be one of theirs.
     named = settings.classes is not None and settings.ignore_index >= len(settings.classes)
-    scan = scan_masks(root, paths, at_most=NUM_SAMPLED if named else None)
+    scan = scan_masks(root, paths, at_most=NUM_SAMPLED if named else None, read=read)
     coding, reason = choose_coding(scan, settings, description)
     if coding == "rgb":
         return _rgb(scan, settings, description, reason)

@@ -6,6 +6,7 @@ masks are turned upright by their EXIF tag. Only the first frame of a file with 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
@@ -23,6 +24,8 @@ from PIL import ExifTags, TiffImagePlugin, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from segtune.data.base import Colour, Image
+from segtune.data.channels import ChannelRule
+from segtune.data.mask_values import mask_values
 from segtune.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
@@ -34,9 +37,11 @@ TIFF_PHOTOMETRICS = (1, 2)
 """What tifffile may read: grey where black is 0, and RGB; the rest needs a conversion."""
 LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
 
+PLAIN = ChannelRule()
 _HEADER = threading.Lock()
-# tifffile reports what it finds odd through logging; without a handler that ends on stderr.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+# Both report what they find odd through logging; without a handler that ends on stderr.
+for _name in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda a: a,
@@ -70,30 +75,61 @@ class Header:
     rotated: bool
     """Whether the EXIF tag asks for the image to be turned or mirrored."""
     frames: int
+    channels: int
 
 
-def read_image(path: Path) -> Image:
-    """Reads an image as [H, W, 3], uint8 or uint16 (or float32 within [0, 1]).
+def read_image(path: Path, rule: ChannelRule = PLAIN) -> Image:
+    """Reads an image as [H, W, C], uint8 or uint16 (or float32 within [0, 1]).
 
-    Grey images are repeated in three channels, an alpha channel is dropped.
+    Args:
+        path: of the file.
+        rule: which channels; as it stands grey is repeated three times and an alpha channel dropped.
 
     Raises:
         DataError: the file is missing, empty, damaged, too large or of a kind that is not read.
     """
-    array = _read(path, _image_array)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    channels = array.shape[2]
-    if channels in (1, 2):
-        array = np.repeat(array[:, :, :1], 3, axis=2)
-    elif channels == 4:
-        array = array[:, :, :3]
-    elif channels != 3:
-        raise DataError(
-            f"{path}: the image has {channels} channels",
-            hint="images of 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels are read; save the three wanted",
-        )
-    return np.ascontiguousarray(_image_type(array, path))
+    return rule.apply(_read(path, _image_array), path)
+
+
+def decode_image(content: bytes, name: Path, rule: ChannelRule = PLAIN) -> Image:
+    """Reads an image out of bytes that are no file of their own.
+
+    Args:
+        content: what an image file would hold.
+        name: of what holds the bytes, for messages.
+        rule: as for `read_image`.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    array = _decode(content, name, lambda image: _upright(image, _image_array))
+    return rule.apply(array, name)
+
+
+def decode_mask(content: bytes, name: Path) -> MaskFile:
+    """Reads a mask out of bytes; arguments as `decode_image`, errors as `read_mask_file`."""
+    return _decode(content, name, lambda image: _mask_file(image, name))
+
+
+def _decode(content: bytes, name: Path, use: Callable[[Pillow.Image], Result]) -> Result:
+    try:
+        with ExitStack() as stack:
+            with _quiet_pillow():
+                image = stack.enter_context(Pillow.open(io.BytesIO(content)))
+            _check_pixels(name, *image.size)
+            return use(image)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything on foreign bytes
+        raise _unreadable(name, error) from None
+
+
+def _mask_file(image: Pillow.Image, path: Path) -> MaskFile:
+    array = _upright(image, _mask_array)
+    palette = _palette(image) if array.ndim == 2 else None
+    if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
+        palette = None
+    return MaskFile(values=mask_values(array, path), palette=palette, lossy=image.format in LOSSY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +145,10 @@ class MaskFile:
     """Whether values may differ a little from those that were stored."""
 
 
+ReadMask = Callable[[Path], MaskFile]
+"""Takes what is stored out of a mask file."""
+
+
 def read_mask_file(path: Path) -> MaskFile:
     """Reads what a mask file stores, upright.
 
@@ -119,18 +159,10 @@ def read_mask_file(path: Path) -> MaskFile:
         DataError: as `read_image`, and where the mask holds fractions or negative numbers.
     """
 
-    def use(image: Pillow.Image) -> MaskFile:
-        array = _upright(image, _mask_array)
-        palette = _palette(image) if array.ndim == 2 else None
-        if palette is not None and all(colour == (i, i, i) for i, colour in enumerate(palette)):
-            palette = None
-        lossy = image.format in LOSSY
-        return MaskFile(values=_mask_type(array, path), palette=palette, lossy=lossy)
-
     def use_tiff(path: Path) -> MaskFile:
-        return MaskFile(values=_mask_type(_tiff_array(path), path), palette=None, lossy=False)
+        return MaskFile(values=mask_values(_tiff_array(path), path), palette=None, lossy=False)
 
-    return _open(path, use, use_tiff)
+    return _open(path, lambda image: _mask_file(image, path), use_tiff)
 
 
 def read_mask_values(path: Path) -> NDArray[Any]:
@@ -157,6 +189,7 @@ def read_header(path: Path) -> Header:
             format=image.format or "",
             rotated=orientation > 1,
             frames=int(getattr(image, "n_frames", 1)),
+            channels=3 if image.mode == "P" else len(image.getbands()),
         )
 
     return _open(path, header, _tiff_header)
@@ -301,49 +334,6 @@ def _mask_array(image: Pillow.Image) -> NDArray[Any]:
     return np.asarray(image)
 
 
-def _image_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype in (np.uint8, np.uint16):
-        return array
-    low, high = array.min(), array.max()
-    if array.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return array.astype(np.uint16)
-    if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return array.astype(np.float32)
-    raise DataError(
-        f"{path}: values of type {array.dtype} from {low} to {high}",
-        hint="save images with 8 or 16 bits per channel, or as fractions between 0 and 1",
-    )
-
-
-def _mask_type(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    if array.ndim == 3 and array.shape[2] in (1, 2):
-        array = array[:, :, 0]
-    if array.ndim == 3:
-        if array.shape[2] not in (3, 4) or array.dtype != np.uint8:
-            raise DataError(
-                f"{path}: the mask has {array.shape[2]} channels of type {array.dtype}",
-                hint="masks have one channel (class numbers) or are 8-bit RGB (colours)",
-            )
-        return np.ascontiguousarray(array[:, :, :3])
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or (array != np.round(array)).any():
-            raise DataError(
-                f"{path}: the mask holds fractions", hint="save masks as whole numbers, one for each class"
-            )
-        if np.abs(array).max(initial=0) < 2**31:
-            array = array.astype(np.int64)
-    if array.dtype.kind not in "iu" or array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-        raise DataError(
-            f"{path}: the mask holds values outside of 0..65535",
-            hint="save masks as whole numbers, one for each class",
-        )
-    return array if array.dtype == np.uint8 else array.astype(np.uint16)
-
-
 def _tiff_page(path: Path, stack: ExitStack) -> tuple[Any, int]:
     from tifffile import TiffFile
 
@@ -367,6 +357,7 @@ def _tiff_header(path: Path) -> Header:
             format="TIFF",
             rotated=orientation > 1,
             frames=len(page.parent.pages),
+            channels=int(page.samplesperpixel),
         )
 
 

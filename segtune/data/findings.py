@@ -44,12 +44,15 @@ def number_of(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def allowed(finding: Finding, settings: DataSettings) -> Finding:
-    """The finding, or a warning in its place where it is an error that `settings.allow` names."""
-    if finding.severity is not Severity.ERROR or finding.code not in settings.allow:
+def allowed(finding: Finding, settings: DataSettings, expected: Sequence[str] = ()) -> Finding:
+    """The finding, or a warning in its place where it is an error that is allowed.
+
+    Args:
+        finding: any.
+        settings: `settings.allow` names the codes that the user allows.
+        expected: codes that the format's published files are known to have.
+    """
+    if finding.severity is not Severity.ERROR or finding.code not in (*settings.allow, *expected):
         return finding
-    return replace(
-        finding,
-        severity=Severity.WARNING,
-        message=f"{finding.message} (an error, allowed by data.allow)",
-    )
+    why = "allowed by data.allow" if finding.code in settings.allow else "known of the published files"
+    return replace(finding, severity=Severity.WARNING, message=f"{finding.message} (an error, {why})")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from segtune.data.base import DataIndex, Image, Sample
-from segtune.data.files import read_header, read_image, read_mask_file
+from segtune.data.files import SUFFIXES, read_header
 from segtune.data.masks import FileReader, describe_outside
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
@@ -51,14 +51,14 @@ def inspect(index: DataIndex, sample: Sample) -> Inspection:
     result = Inspection(sample=sample)
     try:
         header = read_header(sample.image) if isinstance(index.reader, FileReader) else None
-        image = read_image(sample.image) if header is not None else index.reader.image(sample)
+        image = index.reader.image(sample)
     except DataError as error:
         result.unreadable.append((sample.image, _reason(error, sample.image)))
     else:
         result.size = (image.shape[0], image.shape[1])
         result.thumbnail = _thumbnail(image)
         if header is not None:
-            result.alpha = header.mode in {"RGBA", "LA", "PA"}
+            result.alpha = header.mode in {"RGBA", "LA", "PA"} and image.shape[2] <= 3
             result.num_frames = header.frames
             result.rotated = header.rotated
     if sample.mask is not None:
@@ -71,9 +71,10 @@ def inspect(index: DataIndex, sample: Sample) -> Inspection:
 
 def _inspect_mask(index: DataIndex, sample: Sample, path: Path, result: Inspection) -> None:
     if isinstance(index.reader, FileReader):
-        mask, outside = index.reader.coding.decode(read_mask_file(path))
+        mask, outside = index.reader.coding.decode(index.reader.read(path))
         result.outside = describe_outside(outside) if outside else ""
-        result.rotated = result.rotated and not read_header(path).rotated
+        if path.suffix.lower() in SUFFIXES:
+            result.rotated = result.rotated and not read_header(path).rotated
     else:
         mask = index.reader.mask(sample)
     result.mask_size = (mask.shape[0], mask.shape[1])

@@ -10,7 +10,6 @@ within its folder. The data's root is the file, or a folder that holds exactly o
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from segtune.data.assemble import assemble
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
 from segtune.data.findings import file_finding
+from segtune.data.matching import path_inside
 from segtune.data.settings import DataSettings
 from segtune.data.split import SPLIT_WORDS
 from segtune.errors import DataError
@@ -246,15 +246,13 @@ def _inside(table: Path, folder: Path, cell: str, line: int, column: str) -> Pat
         return None
     if "\0" in cell:
         raise DataError(f"{table}, line {line}: the path in the column {column} holds a zero byte")
-    base = Path(os.path.normpath(folder.absolute()))
-    # Dots are resolved without following links, which are the owner's own doing.
-    path = Path(os.path.normpath(base / cell.replace("\\", "/")))
-    if not path.is_relative_to(base):
+    path = path_inside(folder, cell)
+    if path is None:
         raise DataError(
             f"{table}, line {line}: {cell} in the column {column} leads out of {folder}",
             hint="paths are relative to the CSV file; put the file above the images and masks",
         )
-    return folder / path.relative_to(base)
+    return path
 
 
 def _exists(path: Path) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segtune.data.base import Colour, Image, Mask, Sample
-from segtune.data.files import MaskFile, read_image, read_mask_file
+from segtune.data.channels import ChannelRule
+from segtune.data.files import PLAIN, MaskFile, ReadMask, read_image, read_mask_file
 from segtune.errors import DataError
 from segtune.types import IGNORE_INDEX
 
@@ -73,7 +75,7 @@ class MaskCoding:
     values: Mapping[int, int] = field(default_factory=dict)
     """Index and palette: value in the file -> class or 255. Binary: values that are ignored -> 255."""
     colours: Mapping[Colour, int] = field(default_factory=dict)
-    """RGB: colour in the file -> class or 255."""
+    """RGB: colour in the file -> class or 255. Index: the same, for those files that are in true colour."""
 
     def decode(self, file: MaskFile) -> tuple[Mask, dict[str, int]]:
         """The class map of a mask file.
@@ -88,7 +90,7 @@ class MaskCoding:
             for value in self.values:
                 mask[grey == value] = IGNORE_INDEX
             return mask, {}
-        if self.coding == "rgb":
+        if self.coding == "rgb" or (self.colours and file.values.ndim == 3):
             return self._decode_colours(file)
         if file.values.ndim == 3 and (file.values != file.values[:, :, :1]).any():
             colours = np.unique(pack_colours(file.values))
@@ -140,15 +142,18 @@ class MaskCoding:
 
 @dataclass(frozen=True, kw_only=True)
 class FileReader:
-    """Reads the samples of a data set whose images and masks are ordinary image files."""
+    """Reads the samples of a data set whose images, and as a rule masks, are ordinary image files."""
 
     coding: MaskCoding
     tolerant: bool = False
     """Whether mask values that mean no class are ignored instead of refused."""
+    read: ReadMask = read_mask_file
+    """Takes what is stored out of a mask file; other than this one where masks are no image files."""
+    channels: ChannelRule = PLAIN
 
     def image(self, sample: Sample) -> Image:
-        """[H, W, 3], uint8, uint16 or float32."""
-        return read_image(sample.image)
+        """[H, W, C], uint8, uint16 or float32."""
+        return read_image(sample.image, self.channels)
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map.
@@ -157,14 +162,19 @@ class FileReader:
             DataError: the file cannot be read, or holds values that mean no class.
         """
         assert sample.mask is not None, f"{sample.name} has no mask"
-        mask, outside = self.coding.decode(read_mask_file(sample.mask))
+        mask, outside = self.coding.decode(self.read(sample.mask))
         if outside and not self.tolerant:
-            raise DataError(
-                f"{sample.mask}: the mask holds {describe_outside(outside)}, which mean no class",
-                hint="name every class, map the values with data.values, or ignore them with "
-                "data.allow=[value-outside-classes]",
-            )
+            raise outside_error(sample.mask, outside)
         return mask
+
+
+def outside_error(path: Path, outside: Mapping[str, int]) -> DataError:
+    """The error for a mask with values that mean no class."""
+    return DataError(
+        f"{path}: the mask holds {describe_outside(outside)}, which mean no class",
+        hint="name every class, map the values with data.values, or ignore them with "
+        "data.allow=[value-outside-classes]",
+    )
 
 
 def describe_outside(outside: Mapping[str, int]) -> str:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from segtune.data import FORMATS
+from segtune.data import FORMATS, is_hub, is_there
 from segtune.data.base import SPLITS, DataIndex, Finding, Sample, Severity
+from segtune.data.channels import ChannelRule, channel_rule
 from segtune.data.description import ListedSplit, read_description
+from segtune.data.files import read_header
 from segtune.data.findings import allowed
+from segtune.data.options import check_options
 from segtune.data.settings import DataSettings
 from segtune.data.split import listed_split, set_groups, split_samples
 from segtune.errors import DataError, UsageError
@@ -19,7 +22,7 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     """Opens a data set in whatever format it lies there.
 
     Args:
-        root: a folder, or a file that describes the data (CSV).
+        root: a folder, a file that describes the data (CSV, JSON), or hf:owner/name.
         settings: how to read it; what is not stated is found out.
 
     Returns:
@@ -32,7 +35,7 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
     """
     root = Path(root)
     settings = settings or DataSettings()
-    if not root.exists():
+    if not is_there(root):
         parent = next(p for p in root.absolute().parents if p.is_dir())
         raise UsageError(
             f"there is no data at {root}",
@@ -40,8 +43,11 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
         )
     description = read_description(root)
     settings = description.merge(settings)
-    name, reason = _find_format(root, settings)
+    name, reason = ("hf_dataset", "a name of the hub") if is_hub(root) else _find_format(root, settings)
+    check_options(name, settings)
     index: DataIndex = FORMATS.load(name)().read(root, settings)
+
+    index = _with_channels(index, settings)
 
     samples, ungrouped = set_groups(index.samples, settings.group)
     findings = list(index.findings)
@@ -73,6 +79,32 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
         samples=tuple(samples),
         evidence=(f"format {name}: {reason}", *index.evidence, *evidence),
         findings=tuple(findings),
+    )
+
+
+def _with_channels(index: DataIndex, settings: DataSettings) -> DataIndex:
+    """The data with the channels that the settings state, or that its first image has."""
+    rule = getattr(index.reader, "channels", None)
+    if not isinstance(rule, ChannelRule):  # the format's own matter
+        return index
+    rule = channel_rule(settings)
+    number = 3
+    if rule.bands is not None:
+        number = len(rule.bands)
+    elif index.samples[0].image.suffix.lower() in (".tif", ".tiff"):  # others have four at most
+        try:
+            number = rule.num_channels(read_header(index.samples[0].image).channels)
+        except DataError:  # the data check names it
+            number = 3
+    rule = replace(rule, expected=number)
+    said = [] if number == 3 else [f"images have {number} channels"]
+    if rule.bands is not None:
+        said = [f"channels {', '.join(map(str, rule.bands))} of the images, as stated"]
+    return replace(
+        index,
+        reader=replace(index.reader, channels=rule),  # type: ignore[type-var]
+        channels=number,
+        evidence=(*index.evidence, *said),
     )
 
 

@@ -148,6 +148,9 @@ def _failure(message: str) -> Pillow.Image:
 
 
 def _eight_bit(image: Image) -> NDArray[np.uint8]:
+    if image.shape[2] != 3:
+        # People see three: the first ones, or one in grey.
+        image = image[:, :, [0, 1, 2] if image.shape[2] > 3 else [0, 0, 0]]
     if image.dtype == np.uint8:
         return image
     # Scientific images often use a small part of their range; the sheet shows all of it.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from segtune.data.base import Colour
-from segtune.data.files import MaskFile, map_threads, read_mask_file
+from segtune.data.files import MaskFile, ReadMask, map_threads, read_mask_file
 from segtune.data.masks import file_colours, pack_colour, pack_colours
 from segtune.errors import DataError
 
@@ -73,10 +73,10 @@ class Scan:
         )
 
 
-def summarise(path: Path) -> MaskSummary | DataError:
+def summarise(path: Path, read: ReadMask = read_mask_file) -> MaskSummary | DataError:
     """What a mask file holds, or the error that reading it raises."""
     try:
-        file = read_mask_file(path)
+        file = read(path)
     except DataError as error:
         return error
     values, colours, is_colour = _count(file)
@@ -114,13 +114,16 @@ def _count(file: MaskFile) -> tuple[dict[int, int], dict[int, int], bool]:
     return {}, {int(packed[i]): int(pixels_each[i]) for i in order}, True
 
 
-def scan_masks(root: Path, paths: Sequence[Path], *, at_most: int | None = None) -> Scan:
+def scan_masks(
+    root: Path, paths: Sequence[Path], *, at_most: int | None = None, read: ReadMask = read_mask_file
+) -> Scan:
     """Counts what masks hold.
 
     Args:
         root: the data's folder.
         paths: every mask.
         at_most: look at so many only, spread evenly.
+        read: takes what is stored out of a mask file.
 
     Raises:
         DataError: no mask can be read.
@@ -128,7 +131,7 @@ def scan_masks(root: Path, paths: Sequence[Path], *, at_most: int | None = None)
     chosen = list(paths)
     if at_most is not None and len(paths) > at_most:
         chosen = [paths[i * len(paths) // at_most] for i in range(at_most)]
-    results = map_threads(summarise, chosen)
+    results = map_threads(lambda path: summarise(path, read), chosen)
     masks = [result for result in results if isinstance(result, MaskSummary)]
     if not masks:
         error = next(result for result in results if isinstance(result, DataError))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,9 @@ class DataSettings(Settings):
 
     # --- reading ---
     format: str = Field("auto", description="name of a format, or auto")
+    options: dict[str, Any] = Field(
+        {}, description="settings of the format: data.options.NAME, see `segtune list formats --settings`"
+    )
     masks: Literal["auto", "index", "palette", "rgb", "binary"] = Field(
         "auto", description="how mask files encode classes"
     )
@@ -32,6 +35,14 @@ class DataSettings(Settings):
     )
     classes: tuple[str, ...] | None = Field(None, min_length=2, description="class names, in order")
     ignore_index: int = Field(255, ge=0, le=255, description="mask value that never counts")
+    bands: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="channels of the images to use, from 0; null: RGB, or all of more than four",
+    )
+    value_range: tuple[float, float] | None = Field(
+        None, description="image values that are black and white; null: the whole range of 8 or 16 bits"
+    )
     include: tuple[str, ...] = Field((), description="keep samples whose name matches one of these globs")
     exclude: tuple[str, ...] = Field((), description="drop samples whose name matches one of these globs")
     limit: int | None = Field(None, ge=1, description="at most this many samples of each split")
@@ -91,3 +102,10 @@ class DataSettings(Settings):
         if scale[0] > scale[1]:
             raise ValueError(f"the range starts at {scale[0]}, above its end {scale[1]}")
         return scale
+
+    @field_validator("value_range")
+    @classmethod
+    def _not_empty(cls, value_range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value_range is not None and value_range[0] >= value_range[1]:
+            raise ValueError(f"black is {value_range[0]}, which is not below white, {value_range[1]}")
+        return value_range

@@ -16,8 +16,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtune.config.run import RunConfig
-from segtune.data.base import DataIndex
-from segtune.data.files import image_size
+from segtune.data.base import DataIndex, Sample
+from segtune.data.files import SUFFIXES, image_size
 from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
@@ -248,8 +248,16 @@ def _training_size(config: RunConfig, index: DataIndex | None) -> tuple[int, int
     if index is None:
         return config.data.resize or DEFAULT_CROP
     resize = config.data.resize
-    sizes = [image_size(sample.image) for sample in index.samples] if resize is None else [resize]
+    sizes = [_size(index, sample) for sample in index.samples] if resize is None else [resize]
     if crop == "auto":
         multiple = build_model(config.model, 2, config.model_settings, meta=True).input_spec.multiple
         return resolve_crop(sizes, multiple)
     return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _size(index: DataIndex, sample: Sample) -> tuple[int, int]:
+    """Height and width of a sample's image, from its header where it is an image file."""
+    if sample.image.suffix.lower() in SUFFIXES:
+        return image_size(sample.image)
+    height, width = index.reader.image(sample).shape[:2]
+    return height, width

@@ -37,6 +37,8 @@ class InferenceSettings:
         overlap: share of a window that overlaps its neighbour.
         flip_tta: average with the horizontally flipped image.
         precision: "32", "bf16" or "16".
+        bands: channels of image files that the model takes, or None for the usual ones.
+        value_range: values of image files that are black and white, or None for those of the type.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -46,6 +48,8 @@ class InferenceSettings:
     overlap: float = 0.25
     flip_tta: bool = False
     precision: Annotated[str, Field(pattern="^(32|bf16|16)$")] = "32"
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
 
     @classmethod
     def from_data(cls, data: DataSettings, precision: str) -> InferenceSettings:
@@ -56,6 +60,8 @@ class InferenceSettings:
             overlap=data.overlap,
             flip_tta=data.flip_tta,
             precision=precision,
+            bands=data.bands,
+            value_range=data.value_range,
         )
 
     @classmethod

@@ -41,4 +41,5 @@ def take_in(config: RunConfig, reporter: Reporter) -> CheckReport:
 
 def usable_data(config: RunConfig, index: DataIndex) -> DataIndex:
     """The samples that a run would use: those with allowed errors are left out, as in training."""
-    return check_data(index, config.data).require_ok() if config.data.allow else index
+    left_out = config.data.allow or index.expected
+    return check_data(index, config.data).require_ok() if left_out else index

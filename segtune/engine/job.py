@@ -82,7 +82,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     if spec.channels != index.channels:
         raise UsageError(
             f"the images have {index.channels} channels and {config.model} takes {spec.channels}",
-            hint=f"--set model.channels={index.channels} (unet, smp:...), or other images",
+            hint=f"--set model.channels={index.channels} (unet, smp:...), or choose channels, e.g."
+            f" --set data.bands={','.join(map(str, range(spec.channels)))}",
         )
     if config.train.saliency:
         require_two_classes(index.classes.num_classes)

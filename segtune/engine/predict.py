@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from segtune.data.base import Classes, Image
+from segtune.data.channels import ChannelRule
 from segtune.data.files import SUFFIXES, read_image
 from segtune.data.preview import overlay
 from segtune.data.prompts import stack_prompts
@@ -139,9 +140,10 @@ def predict_files(
     settings = settings or InferenceSettings.from_dict(run.description.inference)
     inference = Inference(run.tunable.model, settings)
     objects = dict(zip(names, _read_prompts(run, found, prompts), strict=False))
+    rule = ChannelRule(bands=settings.bands, value_range=settings.value_range)
     failures: list[str] = []
     done = 0
-    for batch in _equal_sizes(_readable(found, names, run, failures, reporter), batch_size):
+    for batch in _equal_sizes(_readable(found, names, run, rule, failures, reporter), batch_size):
         images = torch.stack([to_tensor(image) for _, _, image in batch])
         given = stack_prompts([objects[name] for _, name, _ in batch]) if objects else None
         predictions = inference.classes(images, given).numpy().astype(np.uint8)
@@ -173,6 +175,7 @@ def _readable(
     found: Sequence[tuple[Path, Path]],
     names: Sequence[Path],
     run: LoadedRun,
+    rule: ChannelRule,
     failures: list[str],
     reporter: Reporter,
 ) -> Iterator[tuple[Path, Path, Image]]:
@@ -180,7 +183,7 @@ def _readable(
     wanted = run.tunable.model.input_spec.channels
     for (path, _), name in zip(found, names, strict=True):
         try:
-            image = read_image(path)
+            image = read_image(path, rule)
         except SegtuneError as error:
             failures.append(str(error))
         else:

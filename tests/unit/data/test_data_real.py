@@ -142,7 +142,7 @@ def test_tiff_pairs(shared_data):
 
 def test_palette_and_true_colour_in_one_folder(shared_data):
     """The same city labels as palette files and as colours: colours decide, and agree."""
-    index = open_data(shared_data / "formats" / "gta5")
+    index = open_data(shared_data / "formats" / "gta5", DataSettings(format="folder"))
     assert (index.details["masks"], index.classes.num_classes) == ("rgb", 19)
     assert index.classes.names[0] == "road" and totals(index)[0] > 100_000
 
@@ -158,4 +158,4 @@ def test_labelme_export(shared_data):
 
 def test_image_tiles_in_dir_folders(shared_data):
     index = open_data(shared_data / "formats" / "mmseg" / "pseudo_potsdam_dataset")
-    assert (index.details["masks"], index.classes.num_classes) == ("index", 6)
+    assert (index.format, index.details["masks"], index.classes.num_classes) == ("potsdam", "index", 6)

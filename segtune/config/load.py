@@ -9,19 +9,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from segtune.config.layers import NAMED, SECTIONS, Layer, parse_assignments, read_yaml
-from segtune.config.run import LOWER_IS_BETTER, LossCommonSettings, OptimSettings, RunConfig, TrainSettings
+from segtune.config.run import LossCommonSettings, OptimSettings, RunConfig, TrainSettings
 from segtune.data.settings import DataSettings
 from segtune.errors import SettingsError, UnknownNameError
 from segtune.losses import LOSSES
 from segtune.methods import METHODS
-from segtune.metrics import METRICS
+from segtune.metrics import METRICS, VOLUME_METRICS
 from segtune.models import MODELS
 from segtune.registry import Registry, nearest
 from segtune.settings import Settings
 
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
-MONITORS = (*METRICS, *LOWER_IS_BETTER)
+MONITORS = tuple(dict.fromkeys((*METRICS, *VOLUME_METRICS, "cross_entropy")))
 """Scores that can decide which checkpoint is the best."""
 
 
@@ -272,7 +272,11 @@ class _Loader:
     def _explain(
         self, section: str, owner: str, schema: type[Settings], error: Any, values: dict[str, Any]
     ) -> None:
-        key = str(error["loc"][0]) if error["loc"] else ""
+        place = error["loc"]
+        while len(place) > 1 and _is_settings(below := schema.model_fields[place[0]].annotation):
+            section, owner, schema = f"{section}.{place[0]}", f"{section}.{place[0]}", below
+            values, place = values[place[0]], place[1:]
+        key = str(place[0]) if place else ""
         if error["type"] == "extra_forbidden":
             self._unknown(section, key, error["input"], owner, schema.model_fields)
             return
@@ -288,6 +292,11 @@ class _Loader:
         # a union reports one line for each of its members; the user needs the key once
         if not any(problem.startswith(f"{section}.{key} = ") for problem in self.problems):
             self.problems.append(line)
+
+
+def _is_settings(annotation: Any) -> bool:
+    """Whether a setting is a section of settings of its own, such as data.volume."""
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 def _shown(value: Any) -> str:

@@ -12,8 +12,8 @@ from segtune.data.settings import DataSettings
 from segtune.settings import Settings
 
 DEFAULT_EPOCHS = 20
-LOWER_IS_BETTER = frozenset({"cross_entropy"})
-"""What may be monitored beside the metrics: the loss per pixel on whole images."""
+LOWER_IS_BETTER = frozenset({"cross_entropy", "volume_hd95"})
+"""Scores of which the smallest is the best: the loss per pixel on whole images, and distances."""
 
 
 class OptimSettings(Settings):

@@ -7,6 +7,9 @@ from segtune.registry import Registry
 FORMATS = Registry(
     "format",
     {
+        "msd": "segtune.data.msd:MSD",
+        "brats": "segtune.data.brats:BraTS",
+        "nifti": "segtune.data.nifti_pairs:NiftiPairs",
         "manifest": "segtune.data.manifest:Manifest",
         "folder": "segtune.data.folder:Folder",
     },

@@ -112,7 +112,7 @@ def _choose(index: DataIndex, num: int) -> list[Sample]:
     splits = [split for split in SPLITS if index.split(split)]
     chosen: list[Sample] = []
     for place, split in enumerate(splits):
-        own = index.split(split)
+        own = [sample for sample in index.split(split) if sample.trained] or index.split(split)
         count = min(len(own), max(1, (num - len(chosen)) // (len(splits) - place)))
         chosen += [own[i * len(own) // count] for i in range(count)]
     return chosen[:num]
@@ -148,6 +148,8 @@ def _failure(message: str) -> Pillow.Image:
 
 
 def _eight_bit(image: Image) -> NDArray[np.uint8]:
+    if image.shape[2] != 3:
+        image = np.repeat(image[:, :, :1], 3, axis=2)
     if image.dtype == np.uint8:
         return image
     # Scientific images often use a small part of their range; the sheet shows all of it.

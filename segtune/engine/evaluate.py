@@ -13,7 +13,9 @@ from torch import Tensor
 from segtune.data.base import DataIndex, Sample
 from segtune.data.loading import eval_loader
 from segtune.data.settings import DataSettings
+from segtune.data.volumes.reader import VolumeReader
 from segtune.engine.infer import Inference
+from segtune.engine.volumes import VolumeScoring, whole_cases
 from segtune.errors import DataError
 from segtune.metrics.miou_per_image import image_scores
 from segtune.metrics.per_class import per_class
@@ -33,8 +35,10 @@ class Evaluation:
     confusion: list[list[int]]
     """[K][K] pixel counts: row = ground truth, column = prediction."""
     per_image: dict[str, float]
-    """Mean IoU of each image by name."""
+    """Mean IoU of each image (of volumes: each case) by name."""
     seconds: float
+    volumes: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    """Of volumes: case -> metric -> region -> score, None where the region is empty in mask and prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,15 +76,20 @@ def evaluate_samples(
             hint="choose another split with --split, or set data.val_fraction / data.test_fraction",
         )
     start = time.perf_counter()
+    samples = whole_cases(index, samples)
     classes = index.classes
     tally = Tally(classes.num_classes, classes.ignore_index)
+    volumes = VolumeScoring(index, samples) if isinstance(index.reader, VolumeReader) else None
     surprise, pixels = 0.0, 0
     done = 0
     for images, masks, names in _equal_sizes(eval_loader(index, samples, settings), batch_size):
         probabilities = inference.probabilities(images).cpu()
         predictions = probabilities.argmax(dim=1)
-        for name, prediction, mask in zip(names, predictions, masks, strict=True):
-            tally.update(prediction, mask, name)
+        if volumes is not None:
+            volumes.add(names, probabilities, tally)
+        else:
+            for name, prediction, mask in zip(names, predictions, masks, strict=True):
+                tally.update(prediction, mask, name)
         valid = masks != classes.ignore_index
         labels = torch.where(valid, masks, 0).long()
         chosen = probabilities.gather(1, labels[:, None])[:, 0][valid]
@@ -91,6 +100,8 @@ def evaluate_samples(
             progress(done, len(samples))
     scores = compute_scores(tally)
     scores["cross_entropy"] = surprise / pixels if pixels else float("nan")
+    if volumes is not None:
+        scores |= volumes.tally.scores()
     return Evaluation(
         split=split,
         num_images=len(samples),
@@ -100,6 +111,7 @@ def evaluate_samples(
         confusion=tally.confusion.tolist(),
         per_image=dict(zip(tally.names, image_scores(tally), strict=True)),
         seconds=time.perf_counter() - start,
+        volumes={} if volumes is None else volumes.tally.cases,
         settings=inference.settings.to_dict(),
     )
 

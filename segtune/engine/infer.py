@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 from segtune.data.settings import DataSettings
+from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
 from segtune.errors import TrainingError
 from segtune.models.base import SegModel
@@ -35,6 +36,7 @@ class InferenceSettings:
         overlap: share of a window that overlaps its neighbour.
         flip_tta: average with the horizontally flipped image.
         precision: "32", "bf16" or "16".
+        volume: how volumes become slice images and predictions volumes; None where images are fed.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -44,9 +46,12 @@ class InferenceSettings:
     overlap: float = 0.25
     flip_tta: bool = False
     precision: Annotated[str, Field(pattern="^(32|bf16|16)$")] = "32"
+    volume: VolumeRecipe | None = None
 
     @classmethod
-    def from_data(cls, data: DataSettings, precision: str) -> InferenceSettings:
+    def from_data(
+        cls, data: DataSettings, precision: str, volume: VolumeRecipe | None = None
+    ) -> InferenceSettings:
         """The settings of a run."""
         return cls(
             resize=data.resize,
@@ -54,6 +59,7 @@ class InferenceSettings:
             overlap=data.overlap,
             flip_tta=data.flip_tta,
             precision=precision,
+            volume=volume,
         )
 
     @classmethod
@@ -67,7 +73,8 @@ class InferenceSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        volume = None if self.volume is None else self.volume.model_dump(mode="json")
+        return {**asdict(self), "volume": volume}
 
 
 class Inference:

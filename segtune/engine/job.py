@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from segtune.config.run import DEFAULT_EPOCHS, LOWER_IS_BETTER, RunConfig
-from segtune.data.base import Classes, DataIndex, Sample
+from segtune.config.run import DEFAULT_EPOCHS, RunConfig
+from segtune.data.base import DataIndex, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.loading import steps_per_epoch
 from segtune.data.transforms import TrainTransform, resolve_crop
@@ -24,7 +24,9 @@ from segtune.engine.build import (
 from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings
+from segtune.engine.volumes import recipe_of
 from segtune.errors import UsageError
+from segtune.metrics import VOLUME_METRICS
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
 
@@ -79,7 +81,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
             f"the images have {index.channels} channels and {config.model} takes {spec.channels}",
             hint=f"--set model.channels={index.channels} (unet, smp:...), or other images",
         )
-    _check_monitor(config.train.monitor, index.classes)
+    _check_monitor(config.train.monitor, index)
     place(tunable.model, device)
     crop = config.data.crop
     if crop == "auto":
@@ -108,7 +110,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         precision=precision,
         optimizer=config.optim.name,
     )
-    batches = steps_per_epoch(len(index.split("train")), config.train.batch_size)
+    batches = steps_per_epoch(len(index.training), config.train.batch_size)
     epochs = config.train.epochs or DEFAULT_EPOCHS
     return Job(
         config=config,
@@ -121,15 +123,21 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         precision=precision,
         crop=crop,
         estimate=estimate,
-        inference=InferenceSettings.from_data(config.data, precision),
+        inference=InferenceSettings.from_data(config.data, precision, recipe_of(index)),
         batches_per_epoch=batches,
         num_steps=config.train.steps or math.ceil(epochs * batches / config.train.accumulate),
     )
 
 
-def _check_monitor(name: str, classes: Classes) -> None:
-    """Raises UsageError where a metric is not defined for so many classes."""
-    if name in LOWER_IS_BETTER:
+def _check_monitor(name: str, index: DataIndex) -> None:
+    """Raises UsageError where a metric is not defined for the data."""
+    classes = index.classes
+    if name in VOLUME_METRICS and recipe_of(index) is None:
+        raise UsageError(
+            f"train.monitor={name} is a score of volumes, and the data has images",
+            hint="use miou, or another metric of `segtune list metrics`",
+        )
+    if name == "cross_entropy" or name in VOLUME_METRICS:
         return
     perfect = Tally(classes.num_classes, classes.ignore_index)
     perfect.update([list(range(classes.num_classes))], [list(range(classes.num_classes))], "perfect")

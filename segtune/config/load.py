@@ -273,7 +273,7 @@ class _Loader:
         self, section: str, owner: str, schema: type[Settings], error: Any, values: dict[str, Any]
     ) -> None:
         place = error["loc"]
-        while len(place) > 1 and _is_settings(below := schema.model_fields[place[0]].annotation):
+        while len(place) > 1 and (below := _settings_below(schema, place[0])) is not None:
             section, owner, schema = f"{section}.{place[0]}", f"{section}.{place[0]}", below
             values, place = values[place[0]], place[1:]
         key = str(place[0]) if place else ""
@@ -294,9 +294,11 @@ class _Loader:
             self.problems.append(line)
 
 
-def _is_settings(annotation: Any) -> bool:
-    """Whether a setting is a section of settings of its own, such as data.volume."""
-    return isinstance(annotation, type) and issubclass(annotation, Settings)
+def _settings_below(schema: type[Settings], key: str) -> type[Settings] | None:
+    """The schema of a setting that is a section of its own, such as data.volume."""
+    field = schema.model_fields.get(key)
+    annotation = None if field is None else field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
 def _shown(value: Any) -> str:

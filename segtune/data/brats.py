@@ -4,8 +4,8 @@ Modalities are found in file names, whatever else they hold: t1n or T1, t1c or T
 FLAIR; the mask by seg or OT (ground truth of 2013). A brainmask, where there is one, says what the brain is.
 Folders called train, validation or test above the patients are splits.
 
-Mask values: 1 necrosis, 2 oedema, 3 tumour without enhancement (2013 only), 4 enhancing tumour. Since 2023, known by
-the names t1n, t2w and t2f, 3 is enhancing tumour and 4 (2024) the resection cavity.
+Mask values: 1 necrosis, 2 oedema, 3 tumour without enhancement (2013 only), 4 enhancing tumour. Since 2023,
+known by the names t1n, t2w and t2f, 3 is enhancing tumour and 4 (2024) the resection cavity.
 """
 
 from __future__ import annotations

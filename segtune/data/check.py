@@ -57,7 +57,10 @@ def check_data(
     findings = [*index.findings, *(allowed(finding, settings) for finding in found)]
     sizes = Counter(inspection.size for inspection in inspections if inspection.size is not None)
     usable = tuple(
-        sample for own, inspection in zip(cases, inspections, strict=True) if inspection.fits for sample in own
+        sample
+        for own, inspection in zip(cases, inspections, strict=True)
+        if inspection.fits
+        for sample in own
     )
     return CheckReport(
         root=index.root,

@@ -114,9 +114,7 @@ def _cases(folder: Path, description: Mapping[str, Any]) -> list[Case]:
     return channel_cases(paths, _channels(description))
 
 
-def _labelled(
-    root: Path, end: str, description: Mapping[str, Any], findings: list[Finding]
-) -> list[Case]:
+def _labelled(root: Path, end: str, description: Mapping[str, Any], findings: list[Finding]) -> list[Case]:
     cases = _cases(root / f"images{end}", description)
     labels = {stem(path): path for path in sorted((root / f"labels{end}").iterdir()) if is_volume(path)}
     findings += file_finding(

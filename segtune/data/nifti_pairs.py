@@ -1,8 +1,8 @@
 """NIfTI volumes with masks of the same name: beside each other, or in folders of images and masks.
 
-A mask is told by a word of its name or its folder (mask, seg, label, gt, ...). It belongs to the volume of the
-same folder whose name it begins with, to the only volume there, or to the volume of that name in the folder of
-images. Files that end in `_0000`, `_0001`, ... are channels of one volume.
+A mask is told by a word of its name or its folder (mask, seg, label, gt, ...). It belongs to the volume of
+the same folder whose name it begins with, to the only volume there, or to the volume of that name in the
+folder of images. Files that end in `_0000`, `_0001`, ... are channels of one volume.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class NiftiPairs:
 
 
 def _files(root: Path) -> tuple[list[Path], list[Path]]:
-    images, masks = [], []
+    images: list[Path] = []
+    masks: list[Path] = []
     for path in sorted(root.rglob("*.nii*")):
         if is_volume(path) and path.is_file():
             (masks if _is_mask(path.relative_to(root)) else images).append(path)

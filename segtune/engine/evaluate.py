@@ -38,7 +38,7 @@ class Evaluation:
     """Mean IoU of each image (of volumes: each case) by name."""
     seconds: float
     volumes: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
-    """Of volumes: case -> metric -> region -> score, None where the region is empty in mask and prediction."""
+    """Case -> metric -> region -> score, None where the region is in neither mask nor prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,21 @@ from segtune.config.load import load_config
 from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
 from segtune.data.open import open_data
+from segtune.data.settings import DataSettings
 from segtune.engine.adapter import AdapterDescription
 from segtune.engine.evaluate import Evaluation, evaluate_samples
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.intake import usable_data
 from segtune.engine.predict import Prediction, predict_files
+from segtune.engine.predict_volumes import predict_volumes
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun, load_run
 from segtune.errors import DataError, SettingsError, UsageError
 
 READING = ("resize", "window", "overlap", "flip_tta")
 """Settings of `data.*` that say how images are fed to a model."""
+LEARNED = ("crop", "modality_names")
+"""Settings of `data.volume.*` that training may have found out."""
 
 
 def evaluate_run(
@@ -46,7 +50,7 @@ def evaluate_run(
     config = _with_settings(loaded, settings)
     path = data if data is not None else config.data_path
     assert path is not None
-    index = open_data(path, config.data)
+    index = open_data(path, as_trained(config.data, loaded.description, settings))
     reporter.note(*index.evidence)
     _require_same_classes(index, loaded.description, reporter)
     samples = [s for s in usable_data(config, index).split(split) if s.mask is not None]
@@ -76,7 +80,8 @@ def predict_run(
     """Predicts masks with a run's best model; see `segtune.predict`."""
     loaded = load_run(run, weights=weights)
     inference = _inference(loaded, settings)
-    return predict_files(
+    predict = predict_files if inference.volume is None else predict_volumes
+    return predict(
         loaded,
         inputs,
         out,
@@ -107,6 +112,15 @@ def _require_same_classes(index: DataIndex, model: AdapterDescription, reporter:
         )
 
 
+def as_trained(data: DataSettings, model: AdapterDescription, changed: Collection[str]) -> DataSettings:
+    """Settings with what training found out about volumes, where the user does not state it."""
+    recipe = InferenceSettings.from_dict(model.inference).volume
+    if recipe is None:
+        return data
+    learned = {name: getattr(recipe, name) for name in LEARNED if f"data.volume.{name}" not in changed}
+    return data.model_copy(update={"volume": data.volume.model_copy(update=learned)})
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
@@ -133,6 +147,12 @@ def _inference(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSetti
     for name in READING:
         if f"data.{name}" in settings:
             own[name] = getattr(changed, name)
+    if own.get("volume") is not None:
+        over = {key.removeprefix("data.volume."): value for key, value in settings.items()}
+        stated = {
+            name: value for name, value in changed.volume.model_dump(mode="json").items() if name in over
+        }
+        own["volume"] = {**own["volume"], **stated}
     if own["precision"] == "16" and next(loaded.tunable.model.parameters()).device.type == "cpu":
         own["precision"] = "32"  # half precision convolutions do not exist on every processor
     return InferenceSettings.from_dict(own)

@@ -32,9 +32,7 @@ class VolumeTally:
         ignore_index: mask value that does not count.
     """
 
-    def __init__(
-        self, regions: Mapping[str, Sequence[int]], tolerance: float, ignore_index: int
-    ) -> None:
+    def __init__(self, regions: Mapping[str, Sequence[int]], tolerance: float, ignore_index: int) -> None:
         self.regions = regions
         self.tolerance = tolerance
         self.ignore_index = ignore_index

@@ -68,6 +68,7 @@ def volume_index(
     assert first.label is not None
     recipe = VolumeRecipe(
         **{**settings.volume.model_dump(), "modality_names": names},
+        format=format,
         label_values=label_set.values,
         label_type=_stored_type(first.label, label_set),
         regions=dict(label_set.regions),
@@ -142,9 +143,7 @@ class _Settle:
             for sample in index.samples
             if sample.slice is not None
         )
-        result = replace(
-            index, samples=samples, reader=replace(index.reader, recipe=recipe), settle=None
-        )
+        result = replace(index, samples=samples, reader=replace(index.reader, recipe=recipe), settle=None)
         total = len(result.split("train"))
         if recipe.slices != "all":
             lines.append(

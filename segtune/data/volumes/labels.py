@@ -55,7 +55,9 @@ def choose_labels(labels: Labels, present: Sequence[int], settings: DataSettings
         DataError: the number of class names does not fit, or nothing but background is there.
     """
     kind = settings.volume.labels
-    ignored = dict.fromkeys({labels.ignored, settings.ignore_index, IGNORE_INDEX} - {None}, IGNORE_INDEX)
+    ignored = dict.fromkeys((settings.ignore_index, IGNORE_INDEX), IGNORE_INDEX)
+    if labels.ignored is not None:
+        ignored[labels.ignored] = IGNORE_INDEX
     found = set(labels.names or {0, *present}) - ignored.keys()
     if settings.values is not None:
         return _label_set({**settings.values}, ignored, (), settings, "mask values as stated (data.values)")
@@ -74,14 +76,13 @@ def choose_labels(labels: Labels, present: Sequence[int], settings: DataSettings
         return _nested(labels, found, ignored, settings)
     values = sorted(found)
     known = labels.names or labels.known
-    names = tuple(known.get(v, "background" if v == 0 else f"class_{v}") for v in values)
+    found_names = tuple(known.get(v, "background" if v == 0 else f"class_{v}") for v in values)
+    names = settings.classes or found_names
     mapping = {value: label for label, value in enumerate(values)}
     return _label_set(mapping, ignored, names, settings, f"mask values {_listed(values)}: {', '.join(names)}")
 
 
-def _nested(
-    labels: Labels, found: set[int], ignored: Mapping[int, int], settings: DataSettings
-) -> LabelSet:
+def _nested(labels: Labels, found: set[int], ignored: Mapping[int, int], settings: DataSettings) -> LabelSet:
     mapping = dict.fromkeys(found, 0)
     for label, members in enumerate(labels.regions.values(), start=1):
         # A smaller region lies in the larger ones: its voxels belong to the last that holds them.

@@ -6,11 +6,12 @@ and exchanges of axes alone: no voxel is resampled, so that every orientation go
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ SUFFIXES = (".nii.gz", ".nii")
 """Endings of the files that count as volumes."""
 MAX_VOXELS = 2_000_000_000
 """Files whose header claims more voxels than this are refused before anything is decoded."""
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +108,21 @@ def read_canonical(path: Path, component: int = 0) -> NDArray[Any]:
     return _guarded(path, use)
 
 
-def write_like(path: Path, classes: NDArray[Any], source: Path) -> None:
-    """Writes a canonical volume in the space and orientation of another file.
+def encode_like(classes: NDArray[Any], source: Path) -> bytes:
+    """A canonical volume as a .nii.gz file in the space and orientation of another file.
 
     Args:
-        path: the file to write, .nii or .nii.gz.
         classes: [X, Y, Z] in canonical orientation, in the type to be stored.
-        source: the file that gives shape, orientation, affine and units.
+        source: the file that gives orientation, affine and units.
+
+    Returns:
+        The file's content, the same bytes for the same input.
     """
     nib = nibabel()
     image = nib.load(source)
     back = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(np.eye(4)), nib.orientations.io_orientation(image.affine)
     )
-    # The transform maps canonical axes to the file's: the inverse of what reading applied.
     array = np.ascontiguousarray(nib.orientations.apply_orientation(classes, back))
     assert array.shape == image.shape[:3], f"{array.shape} for {image.shape}"
     header = image.header.copy()
@@ -127,8 +132,7 @@ def write_like(path: Path, classes: NDArray[Any], source: Path) -> None:
     header["cal_min"], header["cal_max"] = 0, 0
     header["descrip"] = b"segtune"
     # No affine is given: the header's own codes and numbers stay as they are, bit for bit.
-    written = type(image)(array, None, header)
-    nib.save(written, path)
+    return gzip.compress(type(image)(array, None, header).to_bytes(), compresslevel=6, mtime=0)
 
 
 def _header(path: Path, image: Any) -> Header:
@@ -169,7 +173,7 @@ def _header(path: Path, image: Any) -> Header:
     )
 
 
-def _guarded(path: Path, use: Callable[[Any], Any]) -> Any:
+def _guarded(path: Path, use: Callable[[Any], Result]) -> Result:
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segtune.data.base import Image, Mask, Sample
-from segtune.data.volumes.nifti import read_header, write_like
+from segtune.data.volumes.nifti import encode_like, read_header
 from segtune.data.volumes.scan import AXES, Case, Scan, Unpacker, from_slices
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.errors import DataError
@@ -109,14 +109,13 @@ class VolumeReader:
         whole[inside] = part[own]
         return whole
 
-    def write(self, name: str, classes: NDArray[np.uint8], path: Path) -> None:
-        """Writes the classes [D, H, W] of a case in the space, orientation and values of the data.
+    def encode(self, name: str, classes: NDArray[np.uint8]) -> bytes:
+        """The classes [D, H, W] of a case as a .nii.gz file in the space and orientation of its own files.
 
-        Raises:
-            DataError: the case's own file has gone.
+        Values and type are those of the masks that the model was trained on.
         """
         values = np.array(self.recipe.label_values)[classes].astype(self.recipe.label_type)
-        write_like(path, from_slices(values, self.recipe.axis), self.cases[name].first.path)
+        return encode_like(from_slices(values, self.recipe.axis), self.cases[name].first.path)
 
     def _facts(self, name: str) -> dict[str, Any]:
         case = self.cases[name]

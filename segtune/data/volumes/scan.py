@@ -1,4 +1,4 @@
-"""One file of a patient, unpacked: slices in a fixed orientation, and what its voxels say about themselves."""
+"""One file of a patient, unpacked: slices in a fixed orientation, and facts about its voxels."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def from_slices(slices: NDArray[Any], axis: str) -> NDArray[Any]:
 class Unpacker:
     """Unpacks the files of a data set into the cache.
 
-    Every array is [D, H, W] along the slices' axis; the facts are what normalising, cropping and checking need.
+    Every array is [D, H, W] along the slices' axis; facts are what normalising, cropping and checking need.
     """
 
     cache: ArrayCache
@@ -87,7 +87,7 @@ class Unpacker:
         Returns:
             shape [D, H, W]; finite; low, high of all voxels; background, the value around the body, or
             None where all voxels count; inside, share of the voxels in the body; mean, std of the body
-            after clipping to its percentiles clip; box [top, bottom, left, right] of the body's rows and columns.
+            after clipping to its percentiles clip; box [top, bottom, left, right] of the body's pixels.
 
         Raises:
             DataError: the file cannot be read.

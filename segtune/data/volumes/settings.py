@@ -91,6 +91,8 @@ class VolumeSettings(Settings):
 class VolumeRecipe(VolumeSettings):
     """The settings with everything filled in that training found out; kept in the adapter."""
 
+    format: str
+    """Name of the format; it finds the volumes to predict too."""
     label_values: tuple[int, ...]
     """K values that masks are written with, by class."""
     label_type: str

@@ -101,8 +101,8 @@ class Survey:
                 Finding(
                     severity=Severity.INFO,
                     code="volume-orientation",
-                    message=f"volumes are stored as {', '.join(orientations)}; slices are cut in the patient's "
-                    "own directions, and predictions are written as the files are",
+                    message=f"volumes are stored as {', '.join(orientations)}; slices are cut in the "
+                    "patient's own directions, and predictions are written as the files are",
                 )
             )
         spacings = np.array([header.spacing for header in self.headers.values()]).reshape(-1, 3)

@@ -3,7 +3,7 @@
 Usage: python benchmarks/volumes_hippocampus.py HIPPOCAMPUS_FOLDER WORK_FOLDER
 
 Every number comes from `segtune fit` and `segtune evaluate` in processes of their own; a finished run in
-WORK_FOLDER is not repeated. Whole patients are held out; "volumes" in the result has the scores of each.
+WORK_FOLDER is not repeated. Whole volumes are held out (the data does not say which are of one person).
 Results go to benchmarks/volumes_hippocampus.json. `processor_seconds_of_fit` is the time to compare with:
 `train_seconds` also counts what other programs on the machine took.
 """

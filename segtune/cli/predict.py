@@ -30,7 +30,8 @@ def command(
 ) -> None:
     """Predict masks for IMAGES (files or folders) with the best model of RUN.
 
-    FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png.
+    FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png; of volumes
+    NAME.nii.gz in the space of the volume.
     """
     from segtune.engine.folder import require_run
     from segtune.errors import UsageError

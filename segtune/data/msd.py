@@ -93,8 +93,11 @@ def channel_cases(paths: Sequence[Path], channels: Mapping[int, str]) -> list[Ca
             number = int(match[2])
             files[match[1]][channels.get(number, f"channel_{number}")] = Scan(path=path)
         else:
-            for number in range(_components(path, channels)):
-                name = channels.get(number, "image" if not channels else f"channel_{number}")
+            count = _components(path, channels)
+            for number in range(count):
+                # One component of a file that should have several may be any of them.
+                known = channels if count > 1 or len(channels) == 1 else {}
+                name = known.get(number, f"channel_{number}" if count > 1 else "image")
                 files[stem(path)][name] = Scan(path=path, component=number)
     return [Case(name=name, scans=scans) for name, scans in files.items()]
 

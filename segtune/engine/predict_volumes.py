@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from segtune.data.preview import overlay
 from segtune.data.transforms import to_tensor
 from segtune.data.volumes.build import slices_of
 from segtune.data.volumes.nifti import is_volume
+from segtune.data.volumes.nifti import stem as name_of
 from segtune.data.volumes.reader import VolumeReader
 from segtune.data.volumes.scan import Case
 from segtune.data.volumes.settings import VolumeRecipe
@@ -53,6 +55,7 @@ def find_cases(inputs: Sequence[Path], recipe: VolumeRecipe) -> list[Case]:
             )
     names = recipe.modality_names or ()
     files = [path for path in inputs if path.is_file()]
+    _refuse_twice([name_of(path) for path in files])
     found = channel_cases(files, dict(enumerate(names)) if len(names) > 1 else {})
     for folder in (path for path in inputs if path.is_dir()):
         own = FORMATS.load(recipe.format)().cases(folder)
@@ -63,10 +66,16 @@ def find_cases(inputs: Sequence[Path], recipe: VolumeRecipe) -> list[Case]:
             )
         found += own
     cases = [_renamed(replace(case, label=None), names) for case in found]
-    twice = {case.name for case in cases if sum(other.name == case.name for other in cases) > 1}
-    if twice:
-        raise UsageError(f"several volumes are called {min(twice)}", hint="predict them one after the other")
+    _refuse_twice([case.name for case in cases])
     return cases
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"several volumes are called {twice[0]}", hint="predict them one by one, each with its own --out"
+        )
 
 
 def predict_volumes(

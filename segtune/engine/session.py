@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segtune.config.layers import Layer
+from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
 from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
@@ -136,8 +136,7 @@ def _with_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> RunConfig:
         if loaded.config is not None
         else {"model": {"name": description.model}, "method": {"name": "+".join(description.method)}}
     )
-    over = {key.removeprefix("data."): value for key, value in settings.items()}
-    return load_config([Layer("config.yaml", base), Layer("--set", {"data": over})])
+    return load_config([Layer("config.yaml", base), nest(settings.items(), "--set")])
 
 
 def _inference(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSettings:

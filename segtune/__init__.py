@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from segtune.api import adapt, evaluate, fit, load_model, merge, predict
+    from segtune.api import adapt, compare, evaluate, fit, load_model, merge, predict
 
-__all__ = ["__version__", "adapt", "evaluate", "fit", "load_model", "merge", "predict"]
+__all__ = ["__version__", "adapt", "compare", "evaluate", "fit", "load_model", "merge", "predict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
 
 if TYPE_CHECKING:
+    from segtune.comparison.results import Comparison
     from segtune.engine.evaluate import Evaluation
     from segtune.engine.fit import FitResult
     from segtune.engine.predict import Prediction
@@ -174,6 +175,36 @@ def predict(
         reporter=reporter,
     )
     return list(predictions)
+
+
+def compare(
+    data: PathLike,
+    *,
+    models: str | Sequence[str | Mapping[str, Any]],
+    methods: Sequence[str | Mapping[str, Any]],
+    out: PathLike,
+    settings: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
+) -> Comparison:
+    """Compares tuning methods on a data set: quality and cost of each, and which can be told apart.
+
+    Args:
+        data: folder or manifest.
+        models: names as in `segtune list models`, or mappings of a model's settings with its "name".
+        methods: names as in `segtune list methods`, or mappings of a method's settings with its "name".
+        out: folder of the comparison; the same call goes on where it was stopped.
+        settings: by dotted key, e.g. {"train.steps": 500, "compare.seeds": 3, "compare.ranks": [4, 16]}.
+        tell: hears what happens, line by line.
+
+    Returns:
+        Everything that was found out; the tables lie in `out` as compare.md, .csv, .json and .tex.
+    """
+    from segtune.comparison.plan import make_plan
+    from segtune.comparison.run import compare as run_comparison
+
+    named = {"compare.models": [models] if isinstance(models, str) else list(models)}
+    own = {**named, "compare.methods": list(methods), **(settings or {}), "data.path": str(data)}
+    return run_comparison(make_plan([nest(own.items(), "settings")]), Path(out), tell)
 
 
 def merge(run: PathLike, out: PathLike, *, weights: str | None = None) -> dict[str, Any]:

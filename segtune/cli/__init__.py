@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": "segtune.cli.predict",
     "inspect": "segtune.cli.inspect",
     "data": "segtune.cli.data",
+    "compare": "segtune.cli.compare",
+    "report": "segtune.cli.report",
     "merge": "segtune.cli.merge",
     "list": "segtune.cli.listing",  # a module called list would hide the built-in one in this package
     "demo": "segtune.cli.demo",

@@ -33,7 +33,7 @@ class ConsoleReporter(Reporter):
         self.note(title)
         self.console.print(make_table(header, rows))
 
-    def training(self, first_step: int, num_steps: int) -> None:
+    def training(self, first_step: int, num_steps: int | None) -> None:
         """Starts the bar."""
         bar = self._bar()
         self._training = bar.add_task("training", total=num_steps, completed=first_step, text="")

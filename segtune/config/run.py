@@ -43,6 +43,11 @@ class TrainSettings(Settings):
 
     epochs: int | None = Field(None, ge=1, description=f"passes over the data; default {DEFAULT_EPOCHS}")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        description="stop after so many seconds of training steps, instead of or besides the above",
+    )
     batch_size: int = Field(8, ge=1, description="images that enter the network at once")
     accumulate: int = Field(1, ge=1, description="batches summed up for one optimiser step")
     precision: Literal["auto", "32", "bf16", "16"] = Field(

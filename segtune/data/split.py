@@ -131,14 +131,19 @@ def assign(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) ->
         shares: split -> share of the samples; what is left of 1 is for "train".
         seed: of the order.
     """
+    wanted = {"train": 1.0 - sum(shares.values()), **shares}
+    return _spread(samples, {split: wanted[split] for split in SPLITS if split in wanted}, seed)
+
+
+def _spread(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> list[Sample]:
+    """The same for parts of any name; the first parts are the last to stay empty."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[_group_key(sample)].append(sample)
     ordered = sorted(groups, key=lambda group: (-len(groups[group]), order_key(seed, group)))
-    wanted = {"train": 1.0 - sum(shares.values()), **shares}
-    missing: dict[str, float] = {split: share * len(samples) for split, share in wanted.items() if share > 0}
+    missing: dict[str, float] = {part: share * len(samples) for part, share in shares.items() if share > 0}
     chosen: dict[str, str] = {}
-    empty = [str(split) for split in SPLITS if split in missing]
+    empty = list(missing)
     for place, group in enumerate(ordered):
         remaining = len(ordered) - place
         # The last groups are kept for splits that would stay empty; with too few, train goes first.
@@ -173,7 +178,13 @@ def split_samples(
     given = {sample.split for sample in samples} - {None}
     evidence: list[str] = []
     findings: list[Finding] = []
-    if not given:
+    if settings.folds is not None:
+        result = _fold(samples, settings, settings.folds)
+        evidence.append(
+            f"fold {settings.fold} of {settings.folds} is for testing; given splits are left aside;"
+            f" {_how(samples, settings)}"
+        )
+    elif not given:
         result = assign(samples, {"val": val, "test": test}, settings.split_seed)
         evidence.append(f"no split given: {_how(samples, settings)}")
     elif "train" in given and "val" not in given and val > 0:
@@ -188,6 +199,33 @@ def split_samples(
     sizes = Counter(sample.split for sample in result)
     evidence[-1] += ": " + ", ".join(f"{split} {sizes[split]}" for split in SPLITS if sizes[split])
     return result, evidence, findings
+
+
+def _fold(samples: Sequence[Sample], settings: DataSettings, num_folds: int) -> list[Sample]:
+    """Cross-validation: one fold to test on, a share of the others to validate on.
+
+    Raises:
+        UsageError: there is no such fold, or there are fewer groups than folds.
+    """
+    if settings.fold >= num_folds:
+        raise UsageError(
+            f"data.fold={settings.fold}, and data.folds={num_folds}",
+            hint=f"folds are counted from 0 to {num_folds - 1}",
+        )
+    groups = {_group_key(sample) for sample in samples}
+    if len(groups) < num_folds:
+        raise UsageError(
+            f"data.folds={num_folds}, and there are {len(groups)} groups (or single samples) to divide",
+            hint=f"at most {len(groups)} folds",
+        )
+    names = [f"fold {number}" for number in range(num_folds)]
+    shares = dict.fromkeys(names, 1 / num_folds)
+    folded = _spread(samples, shares, settings.split_seed)
+    test = [sample for sample in folded if sample.split == names[settings.fold]]
+    rest = [sample for sample in folded if sample.split != names[settings.fold]]
+    cut = assign(rest, {"val": settings.val_fraction}, settings.split_seed)
+    found = {sample.name: sample for sample in cut} | {s.name: replace(s, split="test") for s in test}
+    return [found[sample.name] for sample in samples]
 
 
 def _group_key(sample: Sample) -> str:

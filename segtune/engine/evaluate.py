@@ -37,13 +37,15 @@ class Evaluation:
     per_image: dict[str, float]
     """Mean IoU of each image (of volumes: each case) by name."""
     seconds: float
+    tally: Tally = field(repr=False)
+    """The counts that the scores were computed from."""
     volumes: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     """Case -> metric -> region -> score, None where the region is in neither mask nor prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dict(self.__dict__)
+        """Plain values, without the counts."""
+        return {name: value for name, value in self.__dict__.items() if name != "tally"}
 
 
 def evaluate_samples(
@@ -111,6 +113,7 @@ def evaluate_samples(
         confusion=tally.confusion.tolist(),
         per_image=dict(zip(tally.names, image_scores(tally), strict=True)),
         seconds=time.perf_counter() - start,
+        tally=tally,
         volumes={} if volumes is None else volumes.tally.cases,
         settings=inference.settings.to_dict(),
     )

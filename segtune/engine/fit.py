@@ -19,6 +19,7 @@ from segtune.engine.build import learning_rate
 from segtune.engine.cost import memory_advice, trainable_table
 from segtune.engine.files import write_json
 from segtune.engine.folder import RunFolder
+from segtune.engine.image_counts import ImageCounts, write_counts
 from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
 from segtune.engine.reporter import Reporter
@@ -119,9 +120,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     save_adapter(job.tunable, description, folder.adapter)
     verify_adapter(job.tunable, folder.adapter, _probe(job))
     reporter.note(f"adapter saved and loaded back with equal outputs: {folder.adapter}")
-    scores = {
-        split: trainer.evaluate(split).to_dict() if job.samples(split) else None for split in ("val", "test")
-    }
+    scores = {split: _score(job, trainer, split) for split in ("val", "test")}
     counts = applied.counts()
     adapter_bytes = (folder.adapter / TENSORS).stat().st_size
     result = {
@@ -154,6 +153,17 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     }
     write_json(folder.result, result)
     return FitResult(folder=folder.path, result=result)
+
+
+def _score(job: Job, trainer: Trainer, split: str) -> dict[str, Any] | None:
+    """The scores of a split, if it has samples; the counts of its images go into a file of their own."""
+    samples = job.samples(split)
+    if not samples:
+        return None
+    evaluation = trainer.evaluate(split)
+    groups = {sample.name: sample.group for sample in samples}
+    write_counts(job.folder.images(split), ImageCounts.from_tally(evaluation.tally, groups))
+    return evaluation.to_dict()
 
 
 def _probe(job: Job) -> Tensor:

@@ -4,6 +4,7 @@
     metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, best.safetensors
     metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
     tensorboard/     the same as events           data.json         how the data was read, findings
+    images_SPLIT.csv counts of each scored image  resources.csv     memory and load, second by second
 
 Nothing here imports torch, so that a wrong path is answered at once.
 """
@@ -47,6 +48,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def resources(self) -> Path:
+        """Memory and load while training, as CSV."""
+        return self.path / "resources.csv"
+
+    @property
     def events(self) -> Path:
         """TensorBoard events."""
         return self.path / "tensorboard"
@@ -70,6 +76,10 @@ class RunFolder:
     def result(self) -> Path:
         """The finished run's numbers."""
         return self.path / "result.json"
+
+    def images(self, split: str) -> Path:
+        """Counts of each image that was scored, as CSV."""
+        return self.path / f"images_{split}.csv"
 
     @property
     def data(self) -> Path:

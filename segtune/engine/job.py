@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from segtune.config.run import DEFAULT_EPOCHS, RunConfig
+from segtune.config.run import DEFAULT_EPOCHS, RunConfig, TrainSettings
 from segtune.data.base import DataIndex, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.loading import steps_per_epoch
@@ -29,6 +29,9 @@ from segtune.errors import UsageError
 from segtune.metrics import VOLUME_METRICS
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
+
+MOST_STEPS = 10**9
+"""Of a run that only its seconds end."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -111,7 +114,6 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         optimizer=config.optim.name,
     )
     batches = steps_per_epoch(len(index.training), config.train.batch_size)
-    epochs = config.train.epochs or DEFAULT_EPOCHS
     return Job(
         config=config,
         folder=folder,
@@ -125,8 +127,16 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         estimate=estimate,
         inference=InferenceSettings.from_data(config.data, precision, recipe_of(index)),
         batches_per_epoch=batches,
-        num_steps=config.train.steps or math.ceil(epochs * batches / config.train.accumulate),
+        num_steps=_num_steps(config.train, batches),
     )
+
+
+def _num_steps(train: TrainSettings, batches_per_epoch: int) -> int:
+    if train.steps is not None:
+        return train.steps
+    if train.seconds is not None and train.epochs is None:
+        return MOST_STEPS
+    return math.ceil((train.epochs or DEFAULT_EPOCHS) * batches_per_epoch / train.accumulate)
 
 
 def _check_monitor(name: str, index: DataIndex) -> None:

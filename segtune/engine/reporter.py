@@ -15,7 +15,7 @@ class Reporter:
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of texts."""
 
-    def training(self, first_step: int, num_steps: int) -> None:
+    def training(self, first_step: int, num_steps: int | None) -> None:
         """Training begins at a step, out of so many."""
 
     def step(self, values: Mapping[str, Any]) -> None:

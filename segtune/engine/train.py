@@ -19,7 +19,7 @@ from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from segtune.engine.evaluate import Evaluation, evaluate_samples
 from segtune.engine.failures import is_out_of_memory, not_a_number, out_of_memory
 from segtune.engine.infer import Inference
-from segtune.engine.job import Job
+from segtune.engine.job import MOST_STEPS, Job
 from segtune.engine.log import MetricLog
 from segtune.engine.optim import build_optimizer, rate_factor, set_rate
 from segtune.engine.reporter import Reporter
@@ -28,6 +28,8 @@ from segtune.engine.tensors import write_tensors
 from segtune.types import Batch, SegOutput
 
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
+TICKS = 10_000
+"""Parts of a budget of seconds that the learning-rate schedule counts."""
 
 
 class Trainer:
@@ -66,9 +68,11 @@ class Trainer:
         self.progress = self._restore(fabric, optimizer)
         model, optimizer = fabric.setup(job.tunable.model, optimizer)
         log = MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
-        self.reporter.training(self.progress.step, job.num_steps)
+        self.reporter.training(self.progress.step, None if job.num_steps == MOST_STEPS else job.num_steps)
         try:
-            with ResourceMonitor(job.device, self.progress.peak_process_bytes) as monitor:
+            with ResourceMonitor(
+                job.device, self.progress.peak_process_bytes, log=self.folder.resources
+            ) as monitor:
                 self._loop(fabric, model, optimizer, log, monitor)
                 self.resources = monitor.snapshot()
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -85,7 +89,7 @@ class Trainer:
         self.job.tunable.applied.load_state_dict(tensors)
         optimizer.load_state_dict(optimizer_state)
         fabric.strategy.precision.load_state_dict(scaler)
-        self.reporter.note(f"continuing behind step {progress.step} of {self.job.num_steps}")
+        self.reporter.note(f"continuing behind step {progress.step}")
         return progress
 
     def _loop(
@@ -96,8 +100,8 @@ class Trainer:
         batches = self._batches(progress.step)
         model.train()
         begin = time.perf_counter()
-        while progress.step < self.job.num_steps and not progress.stopped:
-            rate = peak * rate_factor(config.optim, progress.step, self.job.num_steps)
+        while not self._is_over() and not progress.stopped:
+            rate = peak * rate_factor(config.optim, *self._place())
             set_rate(optimizer, rate)
             # dropout and the like depend on the step alone, so that resuming repeats them
             torch.manual_seed(derive_seed("step", config.train.seed, progress.step))
@@ -126,6 +130,20 @@ class Trainer:
                 progress.peak_process_bytes = monitor.peak_process_bytes
                 self._checkpoint(fabric, optimizer)
             begin = time.perf_counter()
+
+    def _is_over(self) -> bool:
+        """Whether the steps or the seconds of the run are used up."""
+        seconds = self.config.train.seconds
+        return self.progress.step >= self.job.num_steps or (
+            seconds is not None and self.progress.seconds >= seconds
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Steps done and steps of the whole run; with a budget of seconds, both as parts of it."""
+        step, num_steps, seconds = self.progress.step, self.job.num_steps, self.config.train.seconds
+        if seconds is None or step * seconds > self.progress.seconds * num_steps:
+            return step, num_steps
+        return min(round(self.progress.seconds / seconds * TICKS), TICKS - 1), TICKS
 
     def _epoch(self) -> int:
         """The epoch that the last step belongs to, from 1."""
@@ -192,12 +210,12 @@ class Trainer:
         step, accumulate = self.progress.step, self.config.train.accumulate
         batches = self.job.batches_per_epoch * every
         passed = step * accumulate // batches > (step - 1) * accumulate // batches
-        return passed or step == self.job.num_steps
+        return passed or self._is_over()
 
     def _checkpoint_due(self) -> bool:
         step, every = self.progress.step, self.config.train.checkpoint_every
         if every is not None:
-            return step % every == 0 or step == self.job.num_steps
+            return step % every == 0 or self._is_over()
         return self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:

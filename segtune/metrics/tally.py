@@ -31,6 +31,7 @@ class Tally:
         """N names of images, in the order in which they came."""
         self._intersections: list[Counts] = []
         self._unions: list[Counts] = []
+        self._areas: list[Counts] = []
 
     def update(self, prediction: ArrayLike, mask: ArrayLike, name: str) -> None:
         """Adds one image.
@@ -63,6 +64,7 @@ class Tally:
         intersection = matrix.diagonal()
         self._intersections.append(intersection.copy())
         self._unions.append(matrix.sum(0) + matrix.sum(1) - intersection)
+        self._areas.append(matrix.sum(1))
 
     def merge(self, other: Tally) -> None:
         """Adds what another tally of the same classes has counted."""
@@ -71,6 +73,7 @@ class Tally:
         self.names += other.names
         self._intersections += other._intersections
         self._unions += other._unions
+        self._areas += other._areas
 
     @property
     def intersections(self) -> Counts:
@@ -81,3 +84,8 @@ class Tally:
     def unions(self) -> Counts:
         """[N, K] pixels of each image that are of the class in the mask, the prediction or both."""
         return np.array(self._unions, dtype=np.int64).reshape(-1, self.num_classes)
+
+    @property
+    def areas(self) -> Counts:
+        """[N, K] pixels of each image that are of the class in the mask."""
+        return np.array(self._areas, dtype=np.int64).reshape(-1, self.num_classes)

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     **{name: {*SHARED, f"segtune.{name}"} for name in SIBLINGS},
     "config": {*CONFIG, "segtune.config"},
     "engine": {"segtune", *SHARED, *REGISTRIES, "segtune.config", "segtune.engine"},
+    "comparison": {"segtune", *SHARED, *REGISTRIES, "segtune.config", "segtune.engine", "segtune.comparison"},
     "report": {"segtune", *SHARED, *REGISTRIES, "segtune.config", "segtune.engine", "segtune.report"},
     "demo": {
         "segtune",
@@ -39,13 +40,14 @@ ALLOWED: dict[str, set[str]] = {
         "segtune.report",
         "segtune.demo",
     },
-    "api": {"segtune.errors", *REGISTRIES, "segtune.config", "segtune.engine"},
+    "api": {"segtune.errors", *REGISTRIES, "segtune.config", "segtune.engine", "segtune.comparison"},
     "cli": {
         "segtune",
         *SHARED,
         *REGISTRIES,
         "segtune.config",
         "segtune.engine",
+        "segtune.comparison",
         "segtune.report",
         "segtune.demo",
         "segtune.cli",
@@ -124,7 +126,16 @@ def test_files_say_what_they_are(path: Path) -> None:
 
 
 def test_public_names() -> None:
-    assert segtune.__all__ == ["__version__", "adapt", "evaluate", "fit", "load_model", "merge", "predict"]
+    assert segtune.__all__ == [
+        "__version__",
+        "adapt",
+        "compare",
+        "evaluate",
+        "fit",
+        "load_model",
+        "merge",
+        "predict",
+    ]
     assert dir(segtune) == segtune.__all__
     for name in segtune.__all__:
         assert getattr(segtune, name) is not None

@@ -1,0 +1,248 @@
+"""Every figure of a report, each a function from records to a matplotlib figure, or None without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from segtune.report.records import RunRecord, moving_average
+from segtune.report.style import bar_style, line_style, new_figure, point_style
+
+Figure = Any
+"""matplotlib's Figure; the library is an extra."""
+
+SMOOTHED = 20
+"""The moving average takes the last twentieth of the steps."""
+MOST_SHOWN_IN_CELLS = 20
+"""Classes up to which a confusion matrix has its numbers written into it."""
+
+
+def loss_curves(runs: Sequence[RunRecord]) -> Figure | None:
+    """Training loss with its moving average, over steps and over time."""
+    runs = [run for run in runs if run.steps]
+    if not runs:
+        return None
+    figure, axes = new_figure(9, 3.4, columns=2)
+    for number, run in enumerate(runs):
+        loss = [step["loss"] for step in run.steps]
+        smooth = moving_average(loss, max(1, len(loss) // SMOOTHED))
+        seconds = np.cumsum([step["seconds"] for step in run.steps])
+        style = line_style(number)
+        for axis, x in zip(axes, ([step["step"] for step in run.steps], seconds / 60), strict=True):
+            if len(runs) <= 3:
+                axis.plot(x, loss, color=style["color"], alpha=0.25, linewidth=0.6)
+            axis.plot(x, smooth, label=run.label, **style)
+    for axis, name in zip(axes, ("step", "minutes of training"), strict=True):
+        axis.set_xlabel(name)
+        axis.set_ylabel("training loss")
+    _legend(figure, axes[0], len(runs))
+    return figure
+
+
+def validation_curves(runs: Sequence[RunRecord]) -> Figure | None:
+    """The monitored score and the loss of each validation, and the training loss beside it."""
+    runs = [run for run in runs if len(run.validations) > 1 and "miou" in run.validations[0]]
+    if not runs:
+        return None
+    figure, axes = new_figure(9, 3.4, columns=2)
+    for number, run in enumerate(runs):
+        epochs = [line["epoch"] for line in run.validations]
+        style = line_style(number)
+        axes[0].plot(epochs, [line["miou"] for line in run.validations], label=run.label, **style)
+        if all("train_miou" in line for line in run.validations):
+            train = [line["train_miou"] for line in run.validations]
+            axes[0].plot(epochs, train, color=style["color"], linewidth=0.8, marker=".", markersize=4)
+        axes[1].plot(epochs, [line["cross_entropy"] for line in run.validations], **style)
+    axes[0].set_ylabel("mIoU; thin with dots: training crops")
+    axes[1].set_ylabel("validation cross entropy")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+    _legend(figure, axes[0], len(runs))
+    return figure
+
+
+def class_bars(runs: Sequence[RunRecord]) -> Figure | None:
+    """IoU of each class, a bar for each run."""
+    runs = [run for run in runs if run.evaluation]
+    if not runs:
+        return None
+    names = runs[0].evaluation["class_names"]
+    runs = [run for run in runs if run.evaluation["class_names"] == names]
+    figure, axis = new_figure(max(5.0, 0.5 * len(names) * max(1.0, len(runs) / 3)), 3.4)
+    width = 0.8 / len(runs)
+    for number, run in enumerate(runs):
+        values = [value if value is not None else 0.0 for value in run.evaluation["per_class"]["iou"]]
+        places = np.arange(len(names)) + (number - (len(runs) - 1) / 2) * width
+        axis.bar(places, values, width, label=run.label, **bar_style(number))
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axis.set_ylabel("IoU")
+    axis.set_ylim(0, 1)
+    axis.grid(axis="x", visible=False)
+    _legend(figure, axis, len(runs))
+    return figure
+
+
+def confusion_matrix(run: RunRecord) -> Figure | None:
+    """Share of each true class's pixels that were predicted as each class."""
+    if not run.evaluation:
+        return None
+    names = run.evaluation["class_names"]
+    matrix = np.array(run.evaluation["confusion"], float)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = min(9.0, 2.2 + 0.42 * len(names))
+    figure, axis = new_figure(side + 0.8, side)
+    image = axis.imshow(shares, vmin=0, vmax=1, cmap="cividis")
+    axis.grid(visible=False)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("ground truth")
+    if len(names) <= MOST_SHOWN_IN_CELLS:
+        for row, column in np.ndindex(shares.shape):
+            share = shares[row, column]
+            if share >= 0.005:
+                colour = "black" if share > 0.55 else "white"
+                axis.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=7)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def image_boxes(runs: Sequence[RunRecord]) -> Figure | None:
+    """Box plots of the mean IoU of each image, run by run."""
+    runs = [run for run in runs if run.evaluation.get("per_image")]
+    if not runs:
+        return None
+    values = [[v for v in run.evaluation["per_image"].values() if v is not None] for run in runs]
+    figure, axis = new_figure(6.4, 0.9 + 0.36 * len(runs))
+    boxes = axis.boxplot(values, orientation="horizontal", showmeans=True, patch_artist=True, widths=0.6)
+    for number, box in enumerate(boxes["boxes"]):
+        style = bar_style(number)
+        box.set(facecolor=style["color"], alpha=0.45, hatch=style["hatch"])
+    for line in boxes["medians"]:
+        line.set(color="black", linewidth=1.5)
+    axis.set_yticks(range(1, len(runs) + 1), [run.label for run in runs])
+    axis.invert_yaxis()
+    axis.set_xlabel("mean IoU of an image (line: median, triangle: mean)")
+    return figure
+
+
+def resources(runs: Sequence[RunRecord]) -> Figure | None:
+    """Memory and load over the time of training."""
+    runs = [run for run in runs if len(run.resources.get("seconds", [])) > 1]
+    if not runs:
+        return None
+    kinds = [
+        ("process_bytes", "process memory, GiB", 2**30),
+        ("cpu_percent", "processor, % of one core", 1),
+        ("gpu_bytes", "GPU memory, GiB", 2**30),
+        ("gpu_percent", "GPU load, %", 1),
+    ]
+    shown = [kind for kind in kinds if any(kind[0] in run.resources for run in runs)]
+    figure, axes = new_figure(4.5 * len(shown), 3.2, columns=len(shown))
+    for axis, (column, title, unit) in zip(np.atleast_1d(axes), shown, strict=True):
+        for number, run in enumerate(runs):
+            if column in run.resources:
+                minutes = np.array(run.resources["seconds"]) / 60
+                axis.plot(
+                    minutes, np.array(run.resources[column]) / unit, label=run.label, **line_style(number)
+                )
+        axis.set_xlabel("minutes")
+        axis.set_ylabel(title)
+        axis.set_ylim(bottom=0)
+    _legend(figure, np.atleast_1d(axes)[0], len(runs))
+    return figure
+
+
+def trade_off(
+    rows: Sequence[dict[str, Any]], score: str, cost: str, title: str, unit: float = 1.0, *, log: bool = False
+) -> Figure | None:
+    """Score against a cost, a point for each row of a comparison, with its interval.
+
+    Args:
+        rows: of compare.json.
+        score: what the score is called.
+        cost: key of the cost.
+        title: of its axis, with the unit.
+        unit: what it is divided by.
+        log: logarithmic axis.
+    """
+    rows = [row for row in rows if row["mean"] is not None and row[cost]]
+    if len(rows) < 2:
+        return None
+    figure, axis = new_figure(7.2, 3.8)
+    for number, row in enumerate(rows):
+        x = row[cost] / unit
+        if row["low"] is not None:
+            axis.plot([x, x], [row["low"], row["high"]], color="#999999", linewidth=1, zorder=1)
+        axis.plot([x], [row["mean"]], label=row["label"], markersize=7, **point_style(number))
+    if log:
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter("")
+    axis.set_xlabel(title)
+    axis.set_ylabel(f"{score}; line: 95 % interval")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def score_by_rank(rows: Sequence[dict[str, Any]], score: str) -> Figure | None:
+    """Score against rank, a line for each method that was tried at several."""
+    series: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        words = row["label"].split()
+        rank = next((int(word[5:]) for word in words if word.startswith("rank=")), None)
+        if rank is not None and row["mean"] is not None:
+            name = " ".join(word for word in words if not word.startswith("rank="))
+            series.setdefault(name, []).append((rank, row["mean"], row["std"] or 0.0))
+    series = {name: sorted(points) for name, points in series.items() if len(points) > 1}
+    if not series:
+        return None
+    figure, axis = new_figure()
+    for number, (name, points) in enumerate(series.items()):
+        ranks, means, spreads = zip(*points, strict=True)
+        axis.errorbar(ranks, means, spreads, label=name, capsize=3, marker="o", **line_style(number))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted({point[0] for points in series.values() for point in points}))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlabel("rank")
+    axis.set_ylabel(f"{score}; bars: standard deviation over seeds")
+    axis.legend()
+    return figure
+
+
+def comparison_bars(rows: Sequence[dict[str, Any]], score: str) -> Figure | None:
+    """Score of each row with its interval, the best on top; what equals it is filled."""
+    rows = [row for row in rows if row["mean"] is not None]
+    if not rows:
+        return None
+    figure, axis = new_figure(6.8, 0.9 + 0.3 * len(rows))
+    for place, row in enumerate(rows):
+        is_best = row["standing"] in ("best", "not distinguishable")
+        if row["low"] is not None:
+            axis.plot([row["low"], row["high"]], [place, place], color="black", linewidth=1.2)
+        style = {"color": "black", "markeredgecolor": "black", "markersize": 6, "marker": "o"}
+        axis.plot([row["mean"]], [place], **style, fillstyle="full" if is_best else "none")
+        for seed in row["scores"]:
+            axis.plot([seed], [place], marker="|", color="#0072B2", markersize=9)
+    axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{score}; line: 95 % interval over images, ticks: seeds, filled: not below the best")
+    return figure
+
+
+RUN_FIGURES: dict[str, tuple[str, Callable[[Sequence[RunRecord]], Figure | None]]] = {
+    "loss": ("Training loss", loss_curves),
+    "validation": ("Scores while training", validation_curves),
+    "classes": ("IoU of each class", class_bars),
+    "images": ("Scores of single images", image_boxes),
+    "resources": ("Memory and load", resources),
+}
+"""Name of the file -> title, function."""
+
+
+def _legend(figure: Figure, axis: Any, num_series: int) -> None:
+    """Below the plots where the series are many, inside where they are few, nowhere for one."""
+    if num_series > 1:
+        handles, labels = axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, num_series))

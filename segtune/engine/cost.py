@@ -7,7 +7,7 @@ keeps for the backward pass is counted, under the run's own precision.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -246,8 +246,18 @@ def _training_size(config: RunConfig, index: DataIndex | None) -> tuple[int, int
     if index is None:
         return config.data.resize or DEFAULT_CROP
     resize = config.data.resize
-    sizes = [image_size(sample.image) for sample in index.samples] if resize is None else [resize]
+    sizes = list(_image_sizes(index)) if resize is None else [resize]
     if crop == "auto":
         multiple = build_model(config.model, 2, config.model_settings, meta=True).input_spec.multiple
         return resolve_crop(sizes, multiple)
     return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _image_sizes(index: DataIndex) -> Iterator[tuple[int, int]]:
+    """Height, width in pixels of every image; the slices of a volume have one size."""
+    for sample in {sample.case: sample for sample in index.samples}.values():
+        if sample.slice is None:
+            yield image_size(sample.image)
+        else:
+            height, width = index.reader.image(sample).shape[:2]
+            yield height, width

@@ -12,6 +12,7 @@ from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
 from segtune.data.open import open_data
 from segtune.data.settings import DataSettings
+from segtune.data.volumes.settings import VolumeSettings
 from segtune.engine.adapter import AdapterDescription
 from segtune.engine.evaluate import Evaluation, evaluate_samples
 from segtune.engine.infer import Inference, InferenceSettings
@@ -24,8 +25,6 @@ from segtune.errors import DataError, SettingsError, UsageError
 
 READING = ("resize", "window", "overlap", "flip_tta")
 """Settings of `data.*` that say how images are fed to a model."""
-LEARNED = ("crop", "modality_names")
-"""Settings of `data.volume.*` that training may have found out."""
 
 
 def evaluate_run(
@@ -113,11 +112,12 @@ def _require_same_classes(index: DataIndex, model: AdapterDescription, reporter:
 
 
 def as_trained(data: DataSettings, model: AdapterDescription, changed: Collection[str]) -> DataSettings:
-    """Settings with what training found out about volumes, where the user does not state it."""
+    """Settings with volumes read as in training, crop and modalities included, but for what was changed."""
     recipe = InferenceSettings.from_dict(model.inference).volume
     if recipe is None:
         return data
-    learned = {name: getattr(recipe, name) for name in LEARNED if f"data.volume.{name}" not in changed}
+    fields = {name: getattr(recipe, name) for name in VolumeSettings.model_fields}
+    learned = {name: value for name, value in fields.items() if f"data.volume.{name}" not in changed}
     return data.model_copy(update={"volume": data.volume.model_copy(update=learned)})
 
 

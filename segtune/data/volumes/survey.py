@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,28 @@ class Survey:
             )
             for code, items in self.problems.items()
         ]
-        return [*found, *self._scales(settings), *self._spaces(settings)]
+        return [*found, *self._scales(settings), *self._spaces(settings), *self._size(settings)]
+
+    def _size(self, settings: VolumeSettings) -> list[Finding]:
+        unpacked = sum(
+            math.prod(header.shape[:3])
+            * (
+                len(self.scans[case]) * min(np.dtype(header.dtype).itemsize, 4)
+                + (2 if case in self.labels else 0)
+            )
+            for case, header in self.headers.items()
+        )
+        if unpacked <= settings.cache_gib * 2**30:
+            return []
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                code="cache-too-small",
+                message=f"unpacked, the volumes take about {unpacked / 2**30:.1f} GiB, and data.volume.cache_gib"
+                f" is {settings.cache_gib:g}: volumes will be unpacked again and again",
+                hint=f"set it to {math.ceil(unpacked * 1.1 / 2**30)} or more, on a disk that has the room",
+            )
+        ]
 
     def _scales(self, settings: VolumeSettings) -> list[Finding]:
         findings = []

@@ -408,6 +408,13 @@ def test_a_damaged_description_is_named(tmp_path, read, content):
         read(root)
 
 
+def test_a_cache_that_is_too_small_is_said(tmp_path, read):
+    root = make_msd(tmp_path / "d", 3)
+    (finding,) = [f for f in read(root, {"cache_gib": 1e-6}).findings if f.code == "cache-too-small"]
+    assert finding.severity is Severity.WARNING
+    assert not [f for f in read(root).findings if f.code == "cache-too-small"]
+
+
 # --- real data -----------------------------------------------------------------------------------
 
 

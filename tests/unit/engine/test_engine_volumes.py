@@ -197,6 +197,12 @@ def test_another_data_set_gets_the_crop_of_training(brats, brats_run, tmp_path):
     assert len(evaluation.volumes) == 1
 
 
+def test_an_adapter_folder_knows_how_volumes_are_read(brats, brats_run):
+    whole = segtune.evaluate(brats_run, split="test")
+    alone = segtune.evaluate(brats_run / "adapter", data=brats, split="test")
+    assert alone.volumes == whole.volumes
+
+
 def test_what_cannot_be_predicted_is_left_out(msd_run, tmp_path):
     image, _ = head(1)
     save(tmp_path / "in" / "good.nii.gz", image)

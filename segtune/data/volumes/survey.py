@@ -84,8 +84,8 @@ class Survey:
             Finding(
                 severity=Severity.WARNING,
                 code="cache-too-small",
-                message=f"unpacked, the volumes take about {unpacked / 2**30:.1f} GiB, and data.volume.cache_gib"
-                f" is {settings.cache_gib:g}: volumes will be unpacked again and again",
+                message=f"unpacked, the volumes take about {unpacked / 2**30:.1f} GiB,"
+                f" and data.volume.cache_gib is {settings.cache_gib:g}: they are unpacked again and again",
                 hint=f"set it to {math.ceil(unpacked * 1.1 / 2**30)} or more, on a disk that has the room",
             )
         ]

@@ -36,7 +36,7 @@ class Settings(BaseModel):
         if not isinstance(values, dict):
             return values
         lists = {
-            name: _words(info.annotation)
+            name: _words(info.annotation) | {"auto"}
             for name, info in cls.model_fields.items()
             if _takes_list(info.annotation)
         }

@@ -7,10 +7,10 @@ from segtune.registry import Registry
 FORMATS = Registry(
     "format",
     {
+        "manifest": "segtune.data.manifest:Manifest",
+        "folder": "segtune.data.folder:Folder",
         "msd": "segtune.data.msd:MSD",
         "brats": "segtune.data.brats:BraTS",
         "nifti": "segtune.data.nifti_pairs:NiftiPairs",
-        "manifest": "segtune.data.manifest:Manifest",
-        "folder": "segtune.data.folder:Folder",
     },
 )

@@ -9,8 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from segtune.settings import Settings
 
-Voxels = Annotated[int, Field(ge=1)]
-
 
 class VolumeSettings(Settings):
     """How volumes are cut into slices and how slices become images."""
@@ -39,7 +37,7 @@ class VolumeSettings(Settings):
         description="classes: as in the masks; tumour: any foreground; regions (brats): whole tumour, "
         "core and enhancing tumour, nested",
     )
-    crop: tuple[Voxels, Voxels] | Literal["brain"] | None = Field(
+    crop: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | Literal["brain"] | None = Field(
         None,
         description="height, width of the part of each slice that is used, on the middle of the body; "
         "brain: the smallest that holds every training volume's; null: whole slices",

@@ -109,6 +109,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     batch_size: int = 1,
+    saliency: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's best model on a split, at original resolution.
@@ -120,6 +121,7 @@ def evaluate(
         settings: `data.*` settings by dotted key, over those of the run.
         weights: where the base's weights lie now, if not where they were.
         batch_size: images of equal size that enter the model at once.
+        saliency: also score the foreground's probabilities (S-measure, ...), of two classes.
         reporter: hears about progress.
     """
     from segtune.engine.session import evaluate_run
@@ -131,6 +133,7 @@ def evaluate(
         settings=settings or {},
         weights=weights,
         batch_size=batch_size,
+        saliency=saliency,
         reporter=reporter,
     )
 

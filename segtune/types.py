@@ -84,6 +84,9 @@ class Site:
     splits: tuple[tuple[str, int, int], ...] = ()
     """Named ranges (name, first, end) of the output channels of a fused layer, e.g. q, k and v; a layer
     that is not fused may name its one range."""
+    prefix: int | None = 0
+    """Tokens that stand in front of those of the image's grid in what the layer takes: class and register
+    tokens, queries. None where all of it lies on no grid, as queries do that stand alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,7 @@ class Proposals:
     class_logits: Tensor
     """[B, N, K + 1], the last for "no object"."""
     mask_logits: Tensor
-    """[B, N, h, w], before the sigmoid, at the network's own resolution."""
+    """[B, N, h, w], before the sigmoid; in an output they cover the image without its padding."""
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,7 @@ def render() -> dict[str, str]:
 
 def _file(name: str) -> str:
     """A method's page; not every system allows a colon in the name of a file."""
-    return f"{name.replace(':', '-')}.md"
+    return f"{name.removesuffix(':').replace(':', '-')}.md"
 
 
 def _overview() -> str:
@@ -129,6 +129,8 @@ def _type(annotation: Any) -> str:
     if origin is tuple:
         assert arguments[1:] == (...,), f"no words for {annotation}"
         return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "mapping"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return ", ".join(f"`{member.value}`" for member in annotation)
     return PLAIN[annotation]

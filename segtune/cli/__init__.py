@@ -19,7 +19,10 @@ COMMANDS = {
     "data": "segtune.cli.data",
     "compare": "segtune.cli.compare",
     "report": "segtune.cli.report",
+    "attention": "segtune.cli.attention",
     "merge": "segtune.cli.merge",
+    "export": "segtune.cli.export",
+    "import": "segtune.cli.importing",  # a module called import could not be imported
     "list": "segtune.cli.listing",  # a module called list would hide the built-in one in this package
     "demo": "segtune.cli.demo",
 }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(path_type=Path), help="Another data set than the run's own.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--saliency", is_flag=True, help="S-measure, E-measure, ...: of two classes; slower.")
 @weights_option
 @set_option
 @json_option
@@ -33,6 +34,7 @@ def command(
     data: Path | None,
     split: str,
     batch_size: int,
+    saliency: bool,
     weights: str | None,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -59,6 +61,7 @@ def command(
             settings=settings,
             weights=weights,
             batch_size=batch_size,
+            saliency=saliency,
             reporter=reporter,
         )
     finally:
@@ -67,8 +70,9 @@ def command(
         print_json(evaluation.to_dict())
         return
     click.echo(f"{run} on {split}: {evaluation.num_images} images in {evaluation.seconds:.1f} s")
+    width = max(map(len, evaluation.scores))
     for name, score in evaluation.scores.items():
-        click.echo(f"  {name:<16} {score:.4f}")
+        click.echo(f"  {name:<{width}} {score:.4f}")
 
     from rich.console import Console
 

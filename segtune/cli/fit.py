@@ -94,7 +94,8 @@ def command(
             scores = evaluation["scores"]
             click.echo(
                 f"{split:<7} mIoU {scores['miou']:.4f}  Dice {scores['dice']:.4f}"
-                f"  accuracy {scores['pixel_accuracy']:.4f}  ({evaluation['num_images']} images)"
+                f"  accuracy {scores['pixel_accuracy']:.4f}{_saliency(scores)}"
+                f"  ({evaluation['num_images']} images)"
             )
     click.echo(
         f"trained {result.result['parameters_trainable']:,} of {result.result['parameters_total']:,}"
@@ -102,6 +103,17 @@ def command(
         f" ({result.result['wait_share']:.0%} waiting for data);"
         f" adapter {result.result['adapter_bytes']:,} bytes"
     )
+
+
+def _saliency(scores: dict[str, float]) -> str:
+    """The saliency scores that were asked for, as their literature calls them."""
+    names = {
+        "s_measure": "S",
+        "e_measure_max": "max E",
+        "weighted_f": "weighted F",
+        "mean_absolute_error": "MAE",
+    }
+    return "".join(f"  {short} {scores[name]:.4f}" for name, short in names.items() if name in scores)
 
 
 def _free_folder(data: Path, model: str, method: str) -> Path:

@@ -11,6 +11,7 @@ KINDS = {
     "methods": ("segtune.methods", "METHODS"),
     "losses": ("segtune.losses", "LOSSES"),
     "metrics": ("segtune.metrics", "METRICS"),
+    "saliency": ("segtune.metrics", "SALIENCY"),
     "formats": ("segtune.data", "FORMATS"),
 }
 
@@ -20,7 +21,7 @@ KINDS = {
 @click.option("--settings", "with_settings", is_flag=True, help="Show every setting with its default.")
 @json_option
 def command(kind: str, with_settings: bool, as_json: bool) -> None:
-    """List models, methods, losses, metrics or formats with what each is."""
+    """List models, methods, losses, metrics, saliency scores or formats with what each is."""
     import importlib
     import json
 

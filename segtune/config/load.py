@@ -9,19 +9,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from segtune.config.layers import NAMED, SECTIONS, Layer, parse_assignments, read_yaml
-from segtune.config.run import LossCommonSettings, OptimSettings, RunConfig, TrainSettings
+from segtune.config.run import CROSS_ENTROPY, LossCommonSettings, OptimSettings, RunConfig, TrainSettings
 from segtune.data.settings import DataSettings
 from segtune.errors import SettingsError, UnknownNameError
 from segtune.losses import LOSSES
 from segtune.methods import METHODS
-from segtune.metrics import METRICS, VOLUME_METRICS
+from segtune.metrics import METRICS, SALIENCY, VOLUME_METRICS
 from segtune.models import MODELS
 from segtune.registry import Registry, nearest
 from segtune.settings import Settings
 
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
-MONITORS = tuple(dict.fromkeys((*METRICS, *VOLUME_METRICS, "cross_entropy")))
+MONITORS = (*METRICS, CROSS_ENTROPY, *SALIENCY, *VOLUME_METRICS)
 """Scores that can decide which checkpoint is the best."""
 
 
@@ -163,6 +163,10 @@ class _Loader:
             self.problems.append(
                 f"train.monitor = {_shown(monitor)}: no such metric"
                 + (f"; did you mean {meant!r}?" if meant else f"; metrics are {', '.join(MONITORS)}")
+            )
+        if monitor in SALIENCY and not config.train.saliency:
+            self.problems.append(
+                f"train.monitor = {_shown(monitor)}: a saliency score; set train.saliency=true with it"
             )
         if self.problems:
             raise SettingsError(self.problems)

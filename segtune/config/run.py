@@ -12,8 +12,9 @@ from segtune.data.settings import DataSettings
 from segtune.settings import Settings
 
 DEFAULT_EPOCHS = 20
-LOWER_IS_BETTER = frozenset({"cross_entropy", "volume_hd95"})
-"""Scores of which the smallest is the best: the loss per pixel on whole images, and distances."""
+CROSS_ENTROPY = "cross_entropy"
+"""What may be monitored beside the metrics: the loss per pixel on whole images."""
+LOWER_IS_BETTER = frozenset({CROSS_ENTROPY, "ber", "mean_ber", "mean_absolute_error", "volume_hd95"})
 
 
 class OptimSettings(Settings):
@@ -59,6 +60,9 @@ class TrainSettings(Settings):
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     early_stop: int | None = Field(None, ge=1, description="validations without a better score to stop after")
     monitor: str = Field("miou", description="metric, or cross_entropy, that the best checkpoint has")
+    saliency: bool = Field(
+        False, description="saliency scores at every evaluation too (two classes): S-measure, E-measure, ..."
+    )
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; default: every epoch and at least every 500 steps"
     )

@@ -26,7 +26,9 @@ from segtune.engine.tensors import read_tensors, write_tensors
 from segtune.errors import AdapterError, UnknownNameError
 from segtune.methods import METHODS
 from segtune.models import MODELS
-from segtune.models.weights import fingerprint
+from segtune.models.base import SegModel
+from segtune.models.build import build_model
+from segtune.models.weights import WeightsReport, fingerprint, load_weights
 from segtune.settings import Settings
 
 FORMAT_VERSION = 1
@@ -79,10 +81,10 @@ def describe(
     return AdapterDescription(
         model=config_model.model,
         model_settings=config_model.model_settings.model_dump(mode="json"),
-        weights=_weights_name(tunable),
+        weights=weights_name(tunable.weights, tunable.model),
         weights_sha256=tunable.weights.sha256,
         seed=config_model.train.seed,
-        base_fingerprint=fingerprint(tunable.model, exclude=set(tunable.applied.owned())),
+        base_fingerprint=fingerprint(tunable.model, exclude=tunable.applied.keys()),
         method={
             name: settings.model_dump(mode="json") for name, settings in tunable.applied.settings.items()
         },
@@ -93,15 +95,15 @@ def describe(
         mean=spec.mean,
         std=spec.std,
         inference=inference,
-        self_contained=tunable.applied.owned().keys() == tunable.model.state_dict().keys(),
+        self_contained=tunable.applied.keys() == tunable.model.state_dict().keys(),
         parameters_trainable=tunable.applied.counts()["trainable"],
         versions={"segtune": segtune.__version__, "torch": str(torch.__version__)},
     )
 
 
-def _weights_name(tunable: Tunable) -> str:
-    report = tunable.weights
-    if report.path is None or report.source in tunable.model.published():
+def weights_name(report: WeightsReport, model: SegModel) -> str:
+    """What the base's weights can be found by again: "none", a published name or a path."""
+    if report.path is None or report.source in model.published():
         return report.source
     return str(report.path.resolve())
 
@@ -187,6 +189,25 @@ def _settings_of(description: AdapterDescription) -> tuple[Settings, dict[str, S
     return model, parts
 
 
+def load_base(description: AdapterDescription, *, weights: str | None = None) -> SegModel:
+    """The base of an adapter, without the adapter; its head is that of the base's weights, or random.
+
+    Args:
+        description: of the adapter.
+        weights: where the base's weights lie now, if not where they were.
+
+    Returns:
+        The model in eval mode on the CPU.
+
+    Raises:
+        WeightsError: the base's weights are not to be had.
+    """
+    settings, _ = _settings_of(description)
+    model = build_model(description.model, len(description.class_names), settings, seed=description.seed)
+    load_weights(model, description.weights if weights is None else weights)
+    return model.eval()
+
+
 def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, AdapterDescription]:
     """Rebuilds a tuned model from its base and an adapter.
 
@@ -213,7 +234,7 @@ def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, 
         method_parts=parts,
         seed=description.seed,
     )
-    found = fingerprint(tunable.model, exclude=set(tunable.applied.owned()))
+    found = fingerprint(tunable.model, exclude=tunable.applied.keys())
     if found != description.base_fingerprint:
         raise AdapterError(
             f"the adapter in {folder} was trained on another base: its fingerprint is"

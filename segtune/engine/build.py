@@ -100,12 +100,29 @@ def build_from_config(config: RunConfig, classes: Classes) -> Tunable:
     )
 
 
-def build_loss(config: RunConfig, classes: Classes) -> nn.Module:
-    """The run's loss: (logits [B, K, H, W], masks [B, H, W]) to a scalar."""
+def build_loss(config: RunConfig, classes: Classes, model: SegModel) -> nn.Module:
+    """The run's loss: (logits [B, K, H, W] or proposals, masks [B, H, W]) to a scalar.
+
+    Raises:
+        UsageError: the loss takes proposals and the model makes none.
+        SettingsError: the loss's settings do not fit the classes.
+    """
     loss: nn.Module = LOSSES.load(config.loss)(
         config.loss_settings, num_classes=classes.num_classes, ignore_index=classes.ignore_index
     )
+    if takes_proposals(loss) and not model.proposes_masks:
+        raise UsageError(
+            f"loss.name={config.loss} trains masks that a model proposes, and {config.model} proposes none"
+            f" for {classes.num_classes} classes",
+            hint="loss.name=dice_cross_entropy, or a model that does: sam-vit-base, sam-vit-large or"
+            " sam-vit-huge, with three or more classes",
+        )
     return loss
+
+
+def takes_proposals(loss: nn.Module) -> bool:
+    """Whether a loss is called with what the model proposes instead of with logits."""
+    return bool(getattr(loss, "takes_proposals", False))
 
 
 def learning_rate(config: RunConfig, applied: Applied) -> float:

@@ -16,9 +16,10 @@ from segtune.data.settings import DataSettings
 from segtune.data.volumes.reader import VolumeReader
 from segtune.engine.infer import Inference
 from segtune.engine.volumes import VolumeScoring, whole_cases
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
 from segtune.metrics.miou_per_image import image_scores
 from segtune.metrics.per_class import per_class
+from segtune.metrics.saliency import SaliencyTally, saliency_scores
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
 
@@ -56,6 +57,7 @@ def evaluate_samples(
     *,
     split: str,
     batch_size: int = 1,
+    saliency: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores a model on samples with ground truth.
@@ -67,19 +69,24 @@ def evaluate_samples(
         settings: number of worker processes.
         split: what the samples are called.
         batch_size: images of equal size that enter the model at once; no score depends on it.
+        saliency: also score the foreground's probabilities, of two classes.
         progress: called with the number of images done and of all.
 
     Raises:
         DataError: there is no sample.
+        UsageError: saliency scores of other than two classes.
     """
     if not samples:
         raise DataError(
             f"there are no {split} images to evaluate on",
             hint="choose another split with --split, or set data.val_fraction / data.test_fraction",
         )
-    start = time.perf_counter()
     samples = whole_cases(index, samples)
     classes = index.classes
+    if saliency:
+        require_two_classes(classes.num_classes)
+    start = time.perf_counter()
+    maps = SaliencyTally(classes.ignore_index)
     tally = Tally(classes.num_classes, classes.ignore_index)
     volumes = VolumeScoring(index, samples) if isinstance(index.reader, VolumeReader) else None
     surprise, pixels = 0.0, 0
@@ -92,6 +99,9 @@ def evaluate_samples(
         else:
             for name, prediction, mask in zip(names, predictions, masks, strict=True):
                 tally.update(prediction, mask, name)
+        if saliency:
+            for foreground, mask in zip(probabilities[:, 1], masks, strict=True):
+                maps.update(foreground, mask)
         valid = masks != classes.ignore_index
         labels = torch.where(valid, masks, 0).long()
         chosen = probabilities.gather(1, labels[:, None])[:, 0][valid]
@@ -102,8 +112,10 @@ def evaluate_samples(
             progress(done, len(samples))
     scores = compute_scores(tally)
     scores["cross_entropy"] = surprise / pixels if pixels else float("nan")
+    if saliency:
+        scores.update(saliency_scores(maps))
     if volumes is not None:
-        scores |= volumes.tally.scores()
+        scores.update(volumes.tally.scores())
     return Evaluation(
         split=split,
         num_images=len(samples),
@@ -117,6 +129,15 @@ def evaluate_samples(
         volumes={} if volumes is None else volumes.tally.cases,
         settings=inference.settings.to_dict(),
     )
+
+
+def require_two_classes(num_classes: int) -> None:
+    """Raises UsageError where saliency scores are not defined."""
+    if num_classes != 2:
+        raise UsageError(
+            f"saliency scores are of one foreground, and there are {num_classes} classes",
+            hint="leave --saliency (train.saliency) out, or map mask values to two classes with data.values",
+        )
 
 
 def _equal_sizes(

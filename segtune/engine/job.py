@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from segtune.config.run import DEFAULT_EPOCHS, RunConfig, TrainSettings
+from segtune.config.run import CROSS_ENTROPY, DEFAULT_EPOCHS, RunConfig, TrainSettings
 from segtune.data.base import DataIndex, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.loading import steps_per_epoch
@@ -22,11 +22,12 @@ from segtune.engine.build import (
     place,
 )
 from segtune.engine.cost import MemoryEstimate, estimate_memory
+from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings
 from segtune.engine.volumes import recipe_of
 from segtune.errors import UsageError
-from segtune.metrics import VOLUME_METRICS
+from segtune.metrics import SALIENCY, VOLUME_METRICS
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
 
@@ -68,9 +69,9 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         check: what the data check found.
 
     Raises:
-        UsageError: the model does not take the images' channels, or images of different sizes would
-            have to make a batch.
-        SettingsError: an augmentation does not fit the images.
+        UsageError: the model does not take the images' channels or makes nothing that the loss takes, or
+            images of different sizes would have to make a batch.
+        SettingsError: an augmentation does not fit the images, or the loss's settings the classes.
         WeightsError: the weights are not to be had.
         NoSiteError: the method does not fit the model.
     """
@@ -84,7 +85,10 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
             f"the images have {index.channels} channels and {config.model} takes {spec.channels}",
             hint=f"--set model.channels={index.channels} (unet, smp:...), or other images",
         )
+    if config.train.saliency:
+        require_two_classes(index.classes.num_classes)
     _check_monitor(config.train.monitor, index)
+    loss = build_loss(config, index.classes, tunable.model)
     place(tunable.model, device)
     crop = config.data.crop
     if crop == "auto":
@@ -120,7 +124,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         index=index,
         check=check,
         tunable=tunable,
-        loss=build_loss(config, index.classes).to(device),
+        loss=loss.to(device),
         device=device,
         precision=precision,
         crop=crop,
@@ -147,7 +151,7 @@ def _check_monitor(name: str, index: DataIndex) -> None:
             f"train.monitor={name} is a score of volumes, and the data has images",
             hint="use miou, or another metric of `segtune list metrics`",
         )
-    if name == "cross_entropy" or name in VOLUME_METRICS:
+    if name == CROSS_ENTROPY or name in SALIENCY or name in VOLUME_METRICS:
         return
     perfect = Tally(classes.num_classes, classes.ignore_index)
     perfect.update([list(range(classes.num_classes))], [list(range(classes.num_classes))], "perfect")

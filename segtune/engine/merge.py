@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtune.engine.build import place
 from segtune.engine.files import write_with
@@ -51,8 +51,8 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
         raise UsageError(f"{out} exists already", hint="give another name with --out")
     description = run.description
     unmerged = run.tunable.model.eval()
-    probes = _probes(unmerged)
-    expected = [_logits(unmerged, probe) for probe in probes]
+    images = probes(unmerged)
+    expected = [logits_of(unmerged, image) for image in images]
     applied = copy.deepcopy(run.tunable.applied)
     applied.merge()
     assert isinstance(applied.model, SegModel)
@@ -64,7 +64,7 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
             hint="use the run as it is; ssf with method.shift_without_bias=false merges into a file",
         )
     differences = {
-        "merged": _differences(applied.model, probes, expected),
+        "merged": differences_of(applied.model, images, expected),
     }
     _prove(differences, "the merged model")
     metadata = {
@@ -84,21 +84,22 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
         )
         load_weights(fresh, str(path))
         fresh = place(fresh.eval(), next(unmerged.parameters()).device)
-        differences["reloaded"] = _differences(fresh, probes, expected)
+        differences["reloaded"] = differences_of(fresh, images, expected)
         _prove(differences, "the written file")
 
     write_with(out, write)
     return {
         "file": str(out),
         "bytes": out.stat().st_size,
-        "sizes": [list(probe.shape[-2:]) for probe in probes],
+        "sizes": [list(probe.shape[-2:]) for probe in images],
         "relative_differences": differences,
         "tolerance": TOLERANCE,
         "versions": versions(),
     }
 
 
-def _probes(model: SegModel) -> list[Tensor]:
+def probes(model: SegModel) -> list[Tensor]:
+    """Random images [1, C, H, W] of two sizes, one of them odd, on the model's device."""
     spec = model.input_spec
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -111,15 +112,17 @@ def _probes(model: SegModel) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _logits(model: SegModel, probe: Tensor) -> Tensor:
+def logits_of(model: nn.Module, probe: Tensor) -> Tensor:
+    """Logits [1, K, H, W] of an image, without gradient."""
     logits: Tensor = model(probe).logits
     return logits
 
 
-def _differences(model: SegModel, probes: list[Tensor], expected: list[Tensor]) -> list[float]:
+def differences_of(model: nn.Module, images: list[Tensor], expected: list[Tensor]) -> list[float]:
+    """Largest difference of logits for each image, relative to the largest logit."""
     return [
-        ((_logits(model, probe) - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
-        for probe, want in zip(probes, expected, strict=True)
+        ((logits_of(model, probe) - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
+        for probe, want in zip(images, expected, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Using a finished run: scores on a split, masks for images."""
+"""Using a finished run: scores on a split, masks for images, attention of base and tuned model."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
 from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
+from segtune.data.files import read_image
 from segtune.data.open import open_data
 from segtune.data.settings import DataSettings
+from segtune.data.transforms import to_tensor
 from segtune.data.volumes.settings import VolumeSettings
-from segtune.engine.adapter import AdapterDescription
-from segtune.engine.evaluate import Evaluation, evaluate_samples
+from segtune.engine.adapter import AdapterDescription, load_base
+from segtune.engine.attention import LayerDistance, attention_distances
+from segtune.engine.build import place
+from segtune.engine.evaluate import Evaluation, evaluate_samples, require_two_classes
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.intake import usable_data
-from segtune.engine.predict import Prediction, predict_files
+from segtune.engine.predict import Prediction, find_images, predict_files
 from segtune.engine.predict_volumes import predict_volumes
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun, load_run
@@ -35,15 +41,19 @@ def evaluate_run(
     settings: Mapping[str, Any],
     weights: str | None = None,
     batch_size: int = 1,
+    saliency: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Scores a run's best model on a split; see `segtune.evaluate`.
 
     Raises:
         DataError: no images in the split, or other classes than the model's.
+        UsageError: saliency scores of other than two classes.
     """
     reporter = reporter or Reporter()
     loaded = load_run(run, weights=weights)
+    if saliency:
+        require_two_classes(len(loaded.description.class_names))
     if loaded.config is None and data is None:
         raise UsageError("an adapter folder does not say which data to use", hint="give it with --data")
     config = _with_settings(loaded, settings)
@@ -61,6 +71,7 @@ def evaluate_run(
         config.data,
         split=split,
         batch_size=batch_size,
+        saliency=saliency,
         progress=reporter.evaluating,
     )
 
@@ -89,6 +100,65 @@ def predict_run(
         batch_size=batch_size,
         reporter=reporter,
     )
+
+
+def attention_run(
+    run: Path,
+    inputs: Sequence[Path],
+    *,
+    limit: int,
+    settings: Mapping[str, Any],
+    weights: str | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[dict[str, list[LayerDistance]], int]:
+    """Mean attention distances of a run's base and of its tuned model on the same images.
+
+    Args:
+        run: a run's folder.
+        inputs: image files and folders.
+        limit: at most so many images, evenly spread over those that are there.
+        settings: `data.*` settings by dotted key, over those of the run.
+        weights: where the base's weights lie now, if not where they were.
+        reporter: hears about progress.
+
+    Returns:
+        Distances of "base" and "tuned", block by block, and the number of images.
+
+    Raises:
+        UsageError: no image, or a model without attention.
+        DataError: an image cannot be read, or has other channels than the model takes.
+    """
+    reporter = reporter or Reporter()
+    found = [path for path, _ in find_images(inputs, run)]
+    step = max(1.0, len(found) / limit)
+    chosen = [found[int(number * step)] for number in range(min(limit, len(found)))]
+    loaded = load_run(run, weights=weights)
+    feeding = _inference(loaded, settings)
+    wanted = loaded.tunable.model.input_spec.channels
+    device = next(loaded.tunable.model.parameters()).device
+    models = {"base": place(load_base(loaded.description, weights=weights), device)}
+    models["tuned"] = loaded.tunable.model
+    done = 0
+
+    def images() -> Iterator[Tensor]:
+        for path in chosen:
+            image = read_image(path)
+            if image.shape[-1] != wanted:
+                raise DataError(
+                    f"{path} has {image.shape[-1]} channels, the model takes {wanted}",
+                    hint="give images of the kind that the model was trained on",
+                )
+            yield to_tensor(image)[None]
+
+    def progress() -> None:
+        nonlocal done
+        done += 1
+        reporter.evaluating(done, len(models) * len(chosen))
+
+    return {
+        name: attention_distances(Inference(model, feeding), images(), progress)
+        for name, model in models.items()
+    }, len(chosen)
 
 
 def _require_same_classes(index: DataIndex, model: AdapterDescription, reporter: Reporter) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segtune.config.run import LOWER_IS_BETTER
 from segtune.data.loading import derive_seed, train_loader
-from segtune.engine.build import learning_rate
+from segtune.engine.build import learning_rate, takes_proposals
 from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from segtune.engine.evaluate import Evaluation, evaluate_samples
 from segtune.engine.failures import is_out_of_memory, not_a_number, out_of_memory
@@ -198,7 +198,11 @@ class Trainer:
         return total, waited, num_images
 
     def _total_loss(self, output: SegOutput, masks: Tensor) -> Tensor:
-        total: Tensor = self.job.loss(output.logits, masks)
+        if takes_proposals(self.job.loss):
+            assert not output.auxiliary, "a model that proposes masks has no auxiliary logits"
+            total: Tensor = self.job.loss(output.proposals, masks)
+        else:
+            total = self.job.loss(output.logits, masks)
         for logits in output.auxiliary.values():
             total = total + self.config.loss_common.auxiliary_weight * self.job.loss(logits, masks)
         for penalty in output.penalties.values():
@@ -273,5 +277,6 @@ class Trainer:
             self.config.data,
             split=split,
             batch_size=self._evaluation_batch(),
+            saliency=self.config.train.saliency,
             progress=self.reporter.evaluating,
         )

@@ -12,5 +12,10 @@ LOSSES = Registry(
         "dice_cross_entropy": "segtune.losses.dice_cross_entropy:DiceCrossEntropy",
         "focal": "segtune.losses.focal:Focal",
         "lovasz": "segtune.losses.lovasz:Lovasz",
+        "balanced_bce": "segtune.losses.balanced_bce:BalancedBce",
+        "structure": "segtune.losses.structure:Structure",
+        "symmetric_cross_entropy": "segtune.losses.symmetric_cross_entropy:SymmetricCrossEntropy",
+        "bootstrapped_cross_entropy": "segtune.losses.bootstrapped_cross_entropy:BootstrappedCrossEntropy",
+        "set_matching": "segtune.losses.set_matching:SetMatching",
     },
 )

@@ -3,7 +3,8 @@
     loss = dice_factor * dice + cross_entropy_factor * cross_entropy
 
 A safe choice for small or unbalanced classes: Dice alone learns slowly where it starts far off,
-cross entropy alone forgets small classes.
+cross entropy alone forgets small classes. The weighted "Dice-CE" of papers on medical images is this loss
+with their two weights as the factors.
 
 Source: Isensee et al. 2021, "nnU-Net", methods, where both count the same.
 """

@@ -25,5 +25,6 @@ METHODS = Registry(
         "pissa": "segtune.methods.pissa:Pissa",
         "ssf": "segtune.methods.ssf:Ssf",
         "adapter": "segtune.methods.adapter:Adapter",
+        "peft:": "segtune.methods.peft:Peft",
     },
 )

@@ -51,11 +51,19 @@ class Applied:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters by state-dict key."""
-        return {n: o.tensor for n, o in self.owned().items() if isinstance(o.tensor, nn.Parameter)}
+        return {n: o.tensor for n, o in self.owned().items() if _is_trained(o)}  # type: ignore[misc]
 
     def buffers(self) -> dict[str, Tensor]:
-        """Buffers that are saved with the parameters, by state-dict key."""
-        return {n: o.tensor for n, o in self.owned().items() if not isinstance(o.tensor, nn.Parameter)}
+        """Other tensors that are saved with the parameters, by state-dict key."""
+        return {n: o.tensor for n, o in self.owned().items() if not _is_trained(o)}
+
+    def keys(self) -> set[str]:
+        """Every state-dict key of what is owned; a tensor that several layers share has several."""
+        named = [
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        ]
+        return {name for name, tensor in named if tensor in self.host.owned}
 
     def rate_factors(self) -> dict[str, float]:
         """Learning rate of every trained parameter by state-dict key, as a multiple of the run's."""
@@ -97,9 +105,10 @@ class Applied:
         """Number of parameters: "total" of the base, "trainable", and the trained ones by role."""
         roles = Counter[str]()
         for owned in self.owned().values():
-            if isinstance(owned.tensor, nn.Parameter):
+            if _is_trained(owned):
                 roles[owned.role] += owned.tensor.numel()
-        total = sum(parameter.numel() for parameter in self.model.parameters()) - roles[Role.ADAPTER]
+        added = {t for t, owned in self.host.owned.items() if owned.role is Role.ADAPTER}
+        total = sum(parameter.numel() for parameter in self.model.parameters() if parameter not in added)
         return {"total": total, "trainable": roles.total(), **{role.value: roles[role] for role in Role}}
 
     def num_bytes(self) -> int:
@@ -159,6 +168,10 @@ class Applied:
         self._release()
 
 
+def _is_trained(owned: Owned) -> bool:
+    return isinstance(owned.tensor, nn.Parameter) and not owned.constant
+
+
 def apply(
     model: nn.Module,
     sites: Sequence[Site],
@@ -185,7 +198,9 @@ def apply(
         UnknownNameError: no such method.
         NoSiteError: a method finds nothing to attach to. The model is left as it was.
     """
-    methods: dict[str, Method] = {name: METHODS.load(name)(settings) for name, settings in parts.items()}
+    methods: dict[str, Method] = {
+        name: METHODS.load(name).named(name, settings) for name, settings in parts.items()
+    }
     host = Host(model, tuple(sites), keep_originals=removable, unused=frozenset(unused))
     host.head_trained = all(settings.train_head for settings in parts.values())
     try:

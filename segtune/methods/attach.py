@@ -42,8 +42,11 @@ class Operation(nn.Module):
     changes_weight: bool = False
     """True where `weight` is used: the layer then computes with the changed weight (and bias)."""
 
-    constants: ClassVar[frozenset[str]] = frozenset()
-    """Names of buffers that are saved with the adapter and that nothing moves."""
+    replaces_call: bool = False
+    """True where `call` runs in place of the layer's own forward."""
+
+    constants: frozenset[str] = frozenset()
+    """Names of tensors that are saved with the adapter and that nothing moves."""
 
     penalty: Tensor | None = None
     """Scalar loss of the last forward in training, where the operation has one."""
@@ -59,6 +62,10 @@ class Operation(nn.Module):
     def bias(self, bias: Tensor | None) -> Tensor | None:
         """The layer's bias, changed; asked for where `changes_weight`."""
         return bias
+
+    def call(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output for the input x; asked for where `replaces_call`."""
+        raise AssertionError(f"{type(self).__name__} does not run in place of its layer")
 
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The layer's output y for the input x, changed; same shape as y."""
@@ -98,10 +105,13 @@ class Adapted:
             yield from held.children()  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward with every operation around it."""
+        """The layer's own forward, or what runs in its place, with every operation around it."""
+        run = super().forward  # type: ignore[misc]
         for operation in self.operations():
             x = operation.before(x)
-        y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            if operation.replaces_call:
+                run = operation.call
+        y = run(x, *args, **kwargs)
         for operation in self.operations():
             y = operation.after(self, x, y)  # type: ignore[arg-type]
         return y

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from segtune.errors import NoSiteError
+from segtune.errors import NoSiteError, UsageError
 from segtune.methods.attach import Operation, attach, detach, has_statistics, set_statistics_frozen
 from segtune.settings import Settings
 from segtune.types import Part, Site, SiteKind
@@ -184,17 +184,36 @@ class Host:
         The site counts as used where the operation has tensors of its own.
 
         While a method is applied, new tensors are made on the model's device by default.
+
+        Raises:
+            UsageError: two operations would each decide what the layer computes with.
         """
+        self._refuse_clash(site, name, operation)
         attach(site.module, name, operation)
         self._undo.append(partial(detach, site.module, name))
         self.operations.append((site, name, operation))
-        for parameter in operation.parameters():
-            parameter.requires_grad_(True)
-            self.owned[parameter] = Owned(parameter, Role.ADAPTER)
+        for parameter_name, parameter in operation.named_parameters():
+            constant = parameter_name in operation.constants
+            parameter.requires_grad_(not constant)
+            self.owned[parameter] = Owned(parameter, Role.ADAPTER, constant=constant)
             self.used[site.name] = site
         for buffer_name, buffer in operation.named_buffers():
             self.owned[buffer] = Owned(buffer, Role.ADAPTER, constant=buffer_name in operation.constants)
             self.used[site.name] = site
+
+    def _refuse_clash(self, site: Site, name: str, operation: Operation) -> None:
+        """What runs in place of a layer does not see the weight as others have changed it."""
+        for there, other_name, other in self.operations:
+            both = (operation, other)
+            if there.module is site.module and any(
+                one.replaces_call and (two.replaces_call or two.changes_weight)
+                for one, two in (both, both[::-1])
+            ):
+                raise UsageError(
+                    f"{other_name} and {name} cannot both be on {site.name}: one of them runs in the layer's"
+                    " place, and would not see the weight of the other",
+                    hint=f"leave one of them off such layers (method.exclude={site.name})",
+                )
 
     def train(self, site: Site, role: Role, names: Iterable[str] | None = None) -> None:
         """Trains a site's own parameters: all of them, or those named."""
@@ -265,6 +284,11 @@ class Method(ABC):
 
     def __init__(self, settings: MethodSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    def named(cls, name: str, settings: MethodSettings) -> Method:
+        """The method under the name that the user gave; a family finds its member in it."""
+        return cls(settings)
 
     @classmethod
     def rate_for(cls, sites: Iterable[Site]) -> float:

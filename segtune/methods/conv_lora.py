@@ -121,6 +121,7 @@ class ConvLoraOperation(Operation):
         experts: on maps of r channels.
         gate: None: the mean of all experts.
         residual: whether z itself is a summand.
+        prefix: tokens in front of those of the grid, which pass the experts by.
     """
 
     routing_entropy: Tensor | None = None
@@ -137,8 +138,10 @@ class ConvLoraOperation(Operation):
         experts: Experts,
         gate: Gate | None,
         residual: bool,
+        prefix: int = 0,
     ) -> None:
         super().__init__()
+        self.prefix = prefix
         rows, columns = factor_shape(layer)
         self.scale = scale
         self.residual = residual
@@ -155,9 +158,13 @@ class ConvLoraOperation(Operation):
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """`y + s W_d (z + sum of g_i E_i(z))`."""
         down = self.down.to(x.dtype)
+        front: Tensor | None = None
         if isinstance(layer, nn.Linear):
-            height, width = self._grid(x)
-            maps = F.linear(x, down).view(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
+            low = F.linear(x, down)
+            if self.prefix:
+                front, low = low[:, : self.prefix], low[:, self.prefix :]
+            height, width = self._grid(low)
+            maps = low.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
         else:
             assert isinstance(layer, nn.Conv2d)
             maps = layer._conv_forward(x, down.view(-1, layer.in_channels, *layer.kernel_size), None)
@@ -165,7 +172,12 @@ class ConvLoraOperation(Operation):
             maps = self._mixed(maps.to(self.down.dtype).contiguous()).to(y.dtype)  # [B, r, h, w]
         up = self.up.to(y.dtype)
         if isinstance(layer, nn.Linear):
-            low = maps.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, r]
+            low = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, r]
+            if front is not None:
+                low = torch.cat(
+                    [front.to(low.dtype) if self.residual else torch.zeros_like(front), low], dim=1
+                )
+            low = low.flatten(0, 1)
             return torch.addmm(y.flatten(0, -2), low, up.T, alpha=self.scale).view(y.shape)
         return y + F.conv2d(maps, (up * self.scale)[:, :, None, None])
 
@@ -219,7 +231,9 @@ class ConvLora(Method):
     def apply(self, host: Host) -> None:
         """Attaches a `ConvLoraOperation` to every chosen site that can have one."""
         settings = self.settings
-        chosen = host.select({SiteKind(kind) for kind in settings.kinds}, settings, "conv-lora")
+        on_grid = [site for site in host.sites if site.prefix is not None]
+        kinds = {SiteKind(kind) for kind in settings.kinds}
+        chosen = host.select(kinds, settings, "conv-lora", among=on_grid)
         sites = [site for site in chosen if branch_possible(site.module, site.access)]
         if not sites:
             raise NoSiteError(
@@ -228,9 +242,9 @@ class ConvLora(Method):
                 hint="choose others with method.kinds and method.include, or use method=lora",
             )
         for site in sites:
-            host.attach(site, "conv-lora", self._operation(site.module))
+            host.attach(site, "conv-lora", self._operation(site.module, site.prefix or 0))
 
-    def _operation(self, layer: nn.Module) -> ConvLoraOperation:
+    def _operation(self, layer: nn.Module, prefix: int) -> ConvLoraOperation:
         settings = self.settings
         released = settings.formula == "released"
         scales = settings.expert_scales()
@@ -252,6 +266,7 @@ class ConvLora(Method):
             experts=experts,
             gate=gate,
             residual=released,
+            prefix=prefix,
         )
 
     def num_parameters(self, site: Site) -> int:

@@ -65,12 +65,16 @@ class DoraOperation(LoraOperation):
         with full_precision(weight.device):
             base = weight.to(torch.promote_types(weight.dtype, self.up.dtype))
             changed = base + self.delta(base.shape)
-            length = self._lengths(base) + spread(self.magnitude, self.lengthened, self.channels.num, 0.0)
+            length = self.lengths(base)
             ratio = length / self._lengths(changed.detach())
             if width_of(self.lengthened) < self.channels.num:
                 chosen = spread(torch.ones_like(self.magnitude), self.lengthened, self.channels.num, 0.0)
                 ratio = torch.where(chosen.bool(), ratio, torch.ones_like(ratio))
             return self.channels.scaled(changed, ratio).to(weight.dtype)
+
+    def lengths(self, weight: Tensor) -> Tensor:
+        """`m` [O], for the layer's own weight."""
+        return self._lengths(weight) + spread(self.magnitude, self.lengthened, self.channels.num, 0.0)
 
     def _lengths(self, weight: Tensor) -> Tensor:
         # rows copies into one layout of memory, in which equal weights have lengths of equal bits

@@ -1,7 +1,9 @@
 """Metrics by name. A new metric is one file here and one line below.
 
-A metric is a function from a `Tally` (counts of the whole evaluation) to one number. A metric of volumes
-is a function from one region of one volume to one number, averaged by `volume_scores.py`.
+A metric is a function from a `Tally` (counts of the whole evaluation) to one number. A saliency score is
+one from a `SaliencyTally` (values of each foreground map), for two classes; it is computed where it is
+asked for, since it takes longer than the counts. A metric of volumes is one from a region of one volume,
+averaged by `volume_scores.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,23 @@ METRICS = Registry(
         "recall": "segtune.metrics.recall:recall",
         "foreground_iou": "segtune.metrics.foreground_iou:foreground_iou",
         "foreground_dice": "segtune.metrics.foreground_dice:foreground_dice",
+        "foreground_iou_per_image": "segtune.metrics.foreground_iou_per_image:foreground_iou_per_image",
+        "foreground_dice_per_image": "segtune.metrics.foreground_dice_per_image:foreground_dice_per_image",
+        "thresholded_jaccard": "segtune.metrics.thresholded_jaccard:thresholded_jaccard",
+        "ber": "segtune.metrics.ber:ber",
+        "mean_ber": "segtune.metrics.mean_ber:mean_ber",
+    },
+)
+
+SALIENCY = Registry(
+    "saliency score",
+    {
+        "s_measure": "segtune.metrics.s_measure:s_measure",
+        "e_measure_max": "segtune.metrics.e_measure_max:e_measure_max",
+        "e_measure_mean": "segtune.metrics.e_measure_mean:e_measure_mean",
+        "e_measure_adaptive": "segtune.metrics.e_measure_adaptive:e_measure_adaptive",
+        "weighted_f": "segtune.metrics.weighted_f:weighted_f",
+        "mean_absolute_error": "segtune.metrics.mean_absolute_error:mean_absolute_error",
     },
 )
 

@@ -17,5 +17,7 @@ MODELS = Registry(
         "sam-vit-large": "segtune.models.sam:Sam",
         "sam-vit-huge": "segtune.models.sam:Sam",
         "smp:": "segtune.models.smp:SmpModel",
+        "hf:": "segtune.models.hf:HfModel",
+        "hf-backbone:": "segtune.models.hf_backbone:HfBackbone",
     },
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segtune.errors import TrainingError
-from segtune.types import InputSpec, SegOutput, Site
+from segtune.models.proposals import combine
+from segtune.types import InputSpec, Proposals, SegOutput, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,15 @@ class PublishedWeights:
             names none beforehand: the download is then checked against the hash that the server
             sends with it.
         covers: "model" for a whole segmentation network, "encoder" for its encoder only.
+        locate: finds the file where no address is known beforehand; url, filename and sha256 are
+            then for information only.
     """
 
     url: str
     filename: str
     sha256: str
     covers: str = "model"
+    locate: Callable[[], Path] | None = None
 
 
 @dataclass
@@ -76,6 +81,8 @@ class SegModel(nn.Module):
         """Batch norms behind a global pooling: with one image they have one value to normalise."""
         self.unused: frozenset[str] = frozenset()
         """Names of parameters on which no output depends (parts of an encoder that are not needed)."""
+        self.proposes_masks = False
+        """Whether `proposals` gives something: a loss that matches proposals can train this model."""
 
     # --- what a family implements -------------------------------------------------------------
 
@@ -90,6 +97,14 @@ class SegModel(nn.Module):
     def auxiliary_maps(self, maps: Any) -> dict[str, Tensor]:
         """Feature maps to logits of auxiliary classifiers, by name; empty where there are none."""
         return {}
+
+    def proposals(self, maps: Any) -> Proposals | None:
+        """Feature maps to the masks that `decode_maps` combines; None where there are none.
+
+        In training the logits are combined from these, and `decode_maps` is not called; so `decode_maps`
+        of a model that proposes masks is `combine(self.proposals(maps))`.
+        """
+        return None
 
     @abstractmethod
     def sites(self) -> tuple[Site, ...]:
@@ -127,25 +142,35 @@ class SegModel(nn.Module):
             )
         height, width = images.shape[-2:]
         images = (images - self.mean) / self.std
-        multiple, minimum = self.input_spec.multiple, self.input_spec.minimum
-        rows = max(-height % multiple, minimum - height)
-        columns = max(-width % multiple, minimum - width)
-        if rows or columns:
-            images = F.pad(images, (0, columns, 0, rows))
-        padded = (height + rows, width + columns)
+        padded = self.padded_size((height, width))
+        if padded != (height, width):
+            images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
         for layer in self.penalty_layers:
             if hasattr(layer, "image_size"):
                 layer.image_size = padded
         return Features(maps=self.encode_maps(images), size=(height, width), padded=padded)
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width, in pixels, that images of a size are padded to at the bottom and the right."""
+        multiple, minimum = self.input_spec.multiple, self.input_spec.minimum
+        height, width = size
+        return height + max(-height % multiple, minimum - height), width + max(
+            -width % multiple, minimum - width
+        )
 
     def decode(self, features: Features, size: tuple[int, int] | None = None) -> Tensor:
         """Features to logits [B, K, *size]; size defaults to that of the images."""
         return self._fit(self.decode_maps(features.maps, features.padded), features, size)
 
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> SegOutput:
-        """Images [B, C, H, W] to logits at `size`, with auxiliary logits while training."""
+        """Images [B, C, H, W] to logits at `size`, with auxiliary logits and proposals while training."""
         features = self.encode(images)
-        output = SegOutput(logits=self.decode(features, size))
+        proposals = self.proposals(features.maps) if self.training else None
+        if proposals is None:
+            output = SegOutput(logits=self.decode(features, size))
+        else:
+            output = SegOutput(logits=self._fit(combine(proposals), features, size))
+            output.proposals = self._without_padding(proposals, features)
         if self.training:
             for name, logits in self.auxiliary_maps(features.maps).items():
                 output.auxiliary[name] = self._fit(logits, features, size)
@@ -161,6 +186,12 @@ class SegModel(nn.Module):
         if size is not None and size != features.size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits
+
+    def _without_padding(self, proposals: Proposals, features: Features) -> Proposals:
+        """The same where nothing was padded: masks are then left at the network's own resolution."""
+        if features.padded == features.size:
+            return proposals
+        return replace(proposals, mask_logits=self._fit(proposals.mask_logits, features, None))
 
     def head_keys(self) -> set[str]:
         """State-dict keys of the head."""

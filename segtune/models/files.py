@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -18,6 +19,12 @@ from segtune.errors import WeightsError
 _PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 READABLE = (".safetensors", *_PICKLED)
 """File names that can be read end in one of these."""
+
+INDEX = ".index.json"
+"""End of the name of a file that says which of several files holds which tensor."""
+
+FOLDER_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
+"""What the weights file in a folder of transformers is called, the better one first."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 """Keys under which training scripts keep the weights beside their other state."""
@@ -36,7 +43,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Args:
         path: a .safetensors file, or a .pth, .pt, .ckpt or .bin file written by torch.save, which may
-            wrap the tensors ({"state_dict": ...}, {"model": ...}) and prefix their names ("module.").
+            wrap the tensors ({"state_dict": ...}, {"model": ...}) and prefix their names ("module."), or
+            the index (.index.json) of weights that are spread over several such files.
 
     Returns:
         Tensors on the CPU, and the metadata of a safetensors file (else empty).
@@ -44,6 +52,9 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         WeightsError: unreadable, damaged, would run code, or no tensors in it.
     """
+    if path.name.endswith(INDEX):
+        parts = [read_weights(part) for part in shards(path)]
+        return {key: tensor for state, _ in parts for key, tensor in state.items()}, {}
     suffix = path.suffix.lower()
     if suffix not in READABLE:
         raise WeightsError(
@@ -60,6 +71,22 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not start.startswith((b"PK", b"\x80")):
         raise _damaged(path, "it does not begin like a file of torch.save")
     return _unwrap(path, _read_pickled(path)), {}
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, beside it, in order of name.
+
+    Raises:
+        WeightsError: not an index, or it names files of another folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(index, f"it does not say which file holds which tensor ({error})") from error
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise WeightsError(f"{index}: names the file {outside[0]!r} of another folder", hint="use a copy")
+    return [index.with_name(name) for name in names]
 
 
 def _start(path: Path) -> bytes:

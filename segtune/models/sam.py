@@ -11,7 +11,8 @@ head and the encoders of points, boxes and masks have no part in the output.
 
 More classes: N mask tokens with the first hyper-network, each with a class (sam_semantic.py). They
 start as the first mask token plus noise, without which they would stay equal, and with a preference
-for one class each, without which cross entropy could not tell them apart.
+for one class each, without which cross entropy could not tell them apart. The loss `set_matching` trains
+the proposals themselves, as Conv-LoRA does; every other loss trains the logits they are combined into.
 
 The whole mask decoder is the head: every method trains it, unless `method.train_head=false`.
 
@@ -37,11 +38,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segtune.models.base import PublishedWeights, SegModel, input_spec
+from segtune.models.proposals import combine
 from segtune.models.sam_layout import to_transformers
 from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
-from segtune.models.sam_semantic import TokenClassifier, combine, propose
+from segtune.models.sam_semantic import TokenClassifier, propose
 from segtune.settings import Settings
-from segtune.types import Access, Part, Site, SiteKind
+from segtune.types import Access, Part, Proposals, Site, SiteKind
 
 _SIZES = {
     "sam-vit-base": SamSizes(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
@@ -128,7 +130,8 @@ class Sam(SegModel):
         self.mask_decoder: Any = network.mask_decoder
         self.class_tokens: nn.Embedding | None = None
         self.classifier: TokenClassifier | None = None
-        if num_classes > 2:
+        self.proposes_masks = num_classes > 2
+        if self.proposes_masks:
             num_tokens = settings.num_tokens or max(10, num_classes)
             self.class_tokens = nn.Embedding(num_tokens, sizes.decoder_width)
             self.classifier = TokenClassifier(sizes.decoder_width, num_tokens, num_classes)
@@ -141,8 +144,9 @@ class Sam(SegModel):
 
     def decode_maps(self, maps: Tensor, padded: tuple[int, int]) -> Tensor:
         """Embeddings to logits [B, K, 4 h, 4 w]."""
-        if self.num_classes > 2:
-            return combine(*self.propose(maps))
+        proposals = self.proposals(maps)
+        if proposals is not None:
+            return combine(proposals)
         masks, _ = self.mask_decoder(
             image_embeddings=maps,
             image_positional_embeddings=self._positions(maps).repeat(len(maps), 1, 1, 1),
@@ -153,16 +157,10 @@ class Sam(SegModel):
         foreground: Tensor = masks[:, 0]  # [B, 1, 4 h, 4 w]
         return torch.cat([torch.zeros_like(foreground), foreground], dim=1)
 
-    def propose(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings to what `decode_maps` combines for 3 or more classes, and set matching trains on.
-
-        Args:
-            maps: [B, D, h, w], of `encode_maps`.
-
-        Returns:
-            Class logits [B, N, K + 1], the last for "no object", and mask logits [B, N, 4 h, 4 w].
-        """
-        assert self.class_tokens is not None and self.classifier is not None, "two classes have one mask"
+    def proposals(self, maps: Tensor) -> Proposals | None:
+        """Embeddings to the masks and classes of N tokens; None for two classes, which have one mask."""
+        if self.class_tokens is None or self.classifier is None:
+            return None
         return propose(
             self.mask_decoder,
             self.class_tokens.weight,

@@ -1,12 +1,11 @@
 """SAM's mask decoder for several classes: N mask tokens, one hyper-network, a class for each token.
 
-Each token proposes one mask and says which of the K classes it is of, or none. A pixel's score for
-a class is the sum over tokens of P(class) x P(pixel in mask), as in MaskFormer's semantic inference;
-its logarithm is the logit, so that cross entropy and dice train it like any other network's output.
+Each token proposes one mask and says which of the K classes it is of, or none (models/proposals.py says
+how these become logits).
 
 Source
     Conv-LoRA (Zhong et al., 2024), section 3.3 and figure 4: shared hyper-network, K + 1 classes.
-    There the tokens are trained by set matching, for which `propose` gives what it needs.
+    There the tokens are trained by set matching.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segtune.types import Proposals
 
 _PREFERENCE = 5.0
 """Logit at the start of a token's own class: a probability of 0.97 among four classes."""
@@ -52,7 +52,7 @@ class TokenClassifier(nn.Module):
 
 def propose(
     decoder: Any, tokens: Tensor, classifier: nn.Module, embeddings: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Proposals:
     """Runs the mask decoder with other mask tokens than its own.
 
     Args:
@@ -63,7 +63,7 @@ def propose(
         positions: positional encoding [1, D, h, w].
 
     Returns:
-        Class logits [B, N, K + 1], the last for "no object", and mask logits [B, N, 4 h, 4 w].
+        N proposals, their masks at four times the resolution of the embeddings.
     """
     batch, channels, height, width = embeddings.shape
     queries = torch.cat([decoder.iou_token.weight, tokens])  # [1 + N, D]
@@ -79,25 +79,4 @@ def propose(
     image = decoder.activation(decoder.upscale_conv2(image))  # [B, D / 8, 4 h, 4 w]
     weights = decoder.output_hypernetworks_mlps[0](found)  # [B, N, D / 8]
     masks = (weights @ image.flatten(2)).unflatten(2, image.shape[2:])
-    return classifier(found), masks
-
-
-def combine(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Proposals to logits of classes.
-
-    Args:
-        class_logits: [B, N, K + 1], the last for "no object".
-        mask_logits: [B, N, H, W].
-
-    Returns:
-        log sum_n P_n(class) P_n(pixel in mask), [B, K, H, W], in float32 or wider.
-    """
-    device = mask_logits.device
-    with torch.autocast(device.type if device.type != "meta" else "cpu", enabled=False):
-        wide = torch.promote_types(mask_logits.dtype, torch.float32)
-        classes = class_logits.to(wide).softmax(dim=-1)[..., :-1]  # [B, N, K]
-        inside = F.logsigmoid(mask_logits.to(wide))
-        # Relative to each pixel's largest: where all masks are far from a pixel, nothing vanishes.
-        largest = inside.amax(dim=1, keepdim=True).detach()  # [B, 1, H, W]
-        scores = torch.einsum("bnk,bnhw->bkhw", classes, (inside - largest).exp())
-        return scores.clamp_min(torch.finfo(wide).tiny).log() + largest
+    return Proposals(class_logits=classifier(found), mask_logits=masks)

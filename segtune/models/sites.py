@@ -24,7 +24,7 @@ from segtune.types import Access, Part, Site, SiteKind
 LinearKind = Callable[[str], SiteKind]
 """Module path of a Linear layer to its kind."""
 
-_ROWS, _COLUMNS = 7, 5
+ROWS, COLUMNS = 7, 5
 """Sides of the traced image, in units of the model's size multiple."""
 
 _CHANNEL_FIRST_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm)
@@ -50,7 +50,7 @@ def trace(model: SegModel) -> Trace:
     """
     spec = model.input_spec
     unit = max(spec.multiple, spec.minimum)
-    images = torch.empty(2, spec.channels, _ROWS * unit, _COLUMNS * unit, device="meta")
+    images = torch.empty(2, spec.channels, ROWS * unit, COLUMNS * unit, device="meta")
     names = {module: name for name, module in model.named_modules()}
     order: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -212,7 +212,7 @@ def _num_outputs(module: nn.Module) -> int:
 
 def _channels_last(shape: tuple[int, ...]) -> bool:
     """Whether a traced tensor is [B, H, W, C]."""
-    return shape[1] * _COLUMNS == shape[2] * _ROWS and shape[2] * _COLUMNS != shape[3] * _ROWS
+    return shape[1] * COLUMNS == shape[2] * ROWS and shape[2] * COLUMNS != shape[3] * ROWS
 
 
 def _enclosing(name: str, block_index: Mapping[str, int]) -> int | None:

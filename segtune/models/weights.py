@@ -18,14 +18,11 @@ from torch import Tensor
 from segtune.errors import UnknownNameError, WeightsError
 from segtune.models.base import PublishedWeights, SegModel, keys_below
 from segtune.models.download import cached_file, file_hash
-from segtune.models.files import READABLE, read_weights
+from segtune.models.files import FOLDER_FILES, INDEX, READABLE, read_weights, shards
 from segtune.registry import nearest
 
 _SHOWN = 3
 """How many wrong keys an error message lists."""
-
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What the weights file in a folder of transformers is called, the better one first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,8 @@ def load_weights(model: SegModel, weights: str) -> WeightsReport:
         model: a model with real (not meta) tensors; its head may have another number of classes.
         weights: "default" (the first published weights; random where nothing is published), "none"
             (keep the random weights), a published name, or the path of a .safetensors, .pth, .pt,
-            .ckpt or .bin file, or of a folder with model.safetensors or pytorch_model.bin in it.
+            .ckpt or .bin file, or of a folder with model.safetensors or pytorch_model.bin in it (or with
+            several files and their index).
 
     Returns:
         What was loaded, with the hash of the file.
@@ -74,9 +72,13 @@ def load_weights(model: SegModel, weights: str) -> WeightsReport:
     if weights == "none":
         return WeightsReport(source="none", lines=("random weights, as asked for",))
     name = next(iter(published)) if weights == "default" else weights
-    path = cached_file(published[name]) if name in published else _local_file(name, published)
+    path = _published_file(published[name]) if name in published else _local_file(name, published)
     state, metadata = read_weights(path)
     return _load(model, state, source=name, path=path, metadata=metadata)
+
+
+def _published_file(weights: PublishedWeights) -> Path:
+    return cached_file(weights) if weights.locate is None else weights.locate()
 
 
 def _local_file(weights: str, published: Mapping[str, PublishedWeights]) -> Path:
@@ -84,7 +86,7 @@ def _local_file(weights: str, published: Mapping[str, PublishedWeights]) -> Path
     if path.is_file():
         return path
     if path.is_dir():
-        return _file_of_folder(path)
+        return file_of_folder(path)
     if path.suffix in READABLE or len(path.parts) > 1:
         raise WeightsError(f"weights file {weights!r} does not exist", hint="check model.weights")
     names = ["default", "none", *published]
@@ -95,15 +97,26 @@ def _local_file(weights: str, published: Mapping[str, PublishedWeights]) -> Path
     )
 
 
-def _file_of_folder(folder: Path) -> Path:
-    """The weights file of a folder as transformers saves one."""
-    found = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
+def file_of_folder(folder: Path) -> Path:
+    """The weights file of a folder as transformers saves one, or the index of several.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    found = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
     if not found:
         raise WeightsError(
-            f"weights {str(folder)!r} is a folder without {' or '.join(_FOLDER_FILES)}",
+            f"weights {str(folder)!r} is a folder without {FOLDER_FILES[0]} or {FOLDER_FILES[2]}",
             hint=f"name a file: {', '.join(READABLE)}",
         )
     return found[0]
+
+
+def _hash(path: Path) -> str:
+    """The sha256 of a weights file; of several, that of their hashes."""
+    if not path.name.endswith(INDEX):
+        return file_hash(path)
+    return hashlib.sha256("".join(file_hash(part) for part in shards(path)).encode()).hexdigest()
 
 
 def _load(
@@ -128,7 +141,7 @@ def _load(
     return WeightsReport(
         source=source,
         path=path,
-        sha256=file_hash(path),
+        sha256=_hash(path),
         kept_head=head_fits,
         metadata=metadata,
         lines=(

@@ -33,9 +33,12 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     ),
     "no run": (["evaluate", "nowhere"], 2),
     "no such image": (["predict", "{run}", "nowhere.png", "--out", "o"], 2),
+    "attention of no run": (["attention", "nowhere", "nowhere.png", "--out", "o"], 2),
     "wrong setting of a run": (["evaluate", "{run}", "--set", "data.widnow=3"], 2),
     "no data": (["data", "check", "nowhere"], 2),
     "no classes": (["inspect", "--model", "unet", "--method", "lora"], 2),
+    "folder exists": (["export", "{run}", "--to", "peft", "--out", "{run}"], 2),
+    "no folder to import": (["import", "nowhere", "--out", "o"], 2),
     "file exists": (["merge", "{run}", "--out", "{run}/result.json"], 2),
 }
 

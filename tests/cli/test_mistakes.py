@@ -70,6 +70,13 @@ def test_names(segtune: Command, data: Path) -> None:
     fails(segtune, 2, "inspect", *UNET, "--classes", "1", says=["--classes"], hint=False)
 
 
+def test_scores_and_losses_that_a_model_has_not(segtune: Command, data: Path, finished: Path) -> None:
+    fails(segtune, 2, "evaluate", finished, "--saliency", says=["there are 3 classes", "data.values"])
+    fails(segtune, 2, "attention", finished, data / "val", "--out", "o", says=["attends", "sam-vit-base"])
+    fails(segtune, 2, "fit", data, *UNET, *set_options(TINY), "--set", "loss.name=set_matching",
+          says=["loss.name=set_matching", "unet proposes none", "dice_cross_entropy"])  # fmt: skip
+
+
 def test_settings(segtune: Command, data: Path) -> None:
     err = fails(
         segtune, 2, "fit", data, *UNET,
@@ -118,6 +125,8 @@ def test_paths(segtune: Command, data: Path, finished: Path, tmp_path: Path) -> 
     fails(segtune, 2, "evaluate", finished, "--data", "nowhere", says=["nowhere", "--data"])
     fails(segtune, 2, "evaluate", finished, "--split", "tst", says=["'tst' is not one of"], hint=False)
     fails(segtune, 2, "predict", finished, "nowhere.png", "--out", "o", says=["nowhere.png"])
+    fails(segtune, 2, "attention", finished, "nowhere.png", "--out", "o", says=["nowhere.png"])
+    fails(segtune, 2, "attention", finished, data, "--out", tmp_path / "file", says=["is a file"])
     fails(segtune, 2, "predict", finished, data, says=["Missing option '--out'"], hint=False)
     fails(segtune, 2, "merge", finished, "--out", "model.pth", says=["is a .safetensors file"])
     (tmp_path / "m.safetensors").write_text("x")

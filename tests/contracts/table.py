@@ -19,6 +19,7 @@ from segtune.models import MODELS as MODEL_REGISTRY
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from tests.contracts.tiny_attention import TinyAttention
+from tests.contracts.tiny_transformers import tiny
 
 NUM_CLASSES = 3
 SIZE = (64, 96)
@@ -42,6 +43,7 @@ MODELS: dict[str, tuple[str | Callable[[int], SegModel], dict[str, object]]] = {
             "decoder_width": 16,
         },
     ),
+    **{name: (tiny(name), {}) for name in ("hf:upernet-swin", "hf:eomt", "hf-backbone:dinov2")},
 }
 
 
@@ -153,3 +155,11 @@ CASES = [
     if not method.endswith(":") and offers(model, method)
 ]
 """Every method on every model that offers what it needs; the refusal of others has a test of its own."""
+
+# members of a family: one for each way in which a tuner keeps its tensors
+CASES += [
+    (model, f"peft:{tuner}")
+    for model in ("attention", "sam")
+    for tuner in ("lora", "loha", "lokr", "ia3", "ln_tuning", "vera", "randlora", "delora", "hira", "glora")
+]
+CASES += [("unet-bilinear", "peft:loha"), ("unet-bilinear", "peft:lokr"), ("unet-bilinear", "peft:ia3")]

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from segtune.methods import METHODS
 from tests.contracts.table import images, loss_of, make_applied, make_model, masks, model_for
 
-ALL_METHODS = [name for name in METHODS if not name.endswith(":")] + ["lora+norm+bitfit"]
+ALL_METHODS = [name for name in METHODS if not name.endswith(":")] + ["lora+norm+bitfit", "peft:loha"]
 MODEL = "unet-bilinear"  # group norm: its statistics do not depend on how a batch is split
 DEPENDS_ON_SPLIT = {"conv-lora", "conv-lora:inception"}
 """Methods whose noise and balance loss are those of each process's own part of the batch."""

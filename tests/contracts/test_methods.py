@@ -64,7 +64,7 @@ def test_a_step_moves_what_is_declared_and_nothing_else(model_name, method):
 def test_the_number_of_parameters_equals_the_formula(model_name, method):
     model = make_model(model_name)
     applied = make_applied(model, method)
-    formula = METHODS.load(method)(parts_of(method)[method])
+    formula = METHODS.load(method).named(method, parts_of(method)[method])
     head = sum(p.numel() for s in model.sites() if s.kind is SiteKind.HEAD for p in s.module.parameters())
     expected = head + sum(formula.num_parameters(s) for s in applied.sites if s.kind is not SiteKind.HEAD)
     if issubclass(METHODS.load(method), Full):  # positions and tokens lie outside of sites

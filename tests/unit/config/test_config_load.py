@@ -204,6 +204,8 @@ def test_monitors() -> None:
     assert load("train.monitor=dice").train.monitor == "dice"
     assert load("train.monitor=cross_entropy").train.monitor == "cross_entropy"
     assert "metrics are miou" in problem("train.monitor=xyzxyzxyz")
+    assert load("train.monitor=s_measure", "train.saliency=true").train.monitor == "s_measure"
+    assert "set train.saliency=true" in problem("train.monitor=s_measure")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from segtune.data.base import Classes
 from segtune.data.settings import DataSettings
 from segtune.engine.evaluate import Evaluation, evaluate_samples
 from segtune.engine.files import to_json
 from segtune.engine.infer import Inference, InferenceSettings
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
+from segtune.metrics import SALIENCY
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from segtune.models.unet import UNetSettings
@@ -69,6 +72,7 @@ def test_a_perfect_model_has_perfect_scores() -> None:
     pairs = {name: (np.repeat(mask[..., None], 3, 2), mask) for name, (_, mask) in MIXED.items()}
     result = evaluate(Oracle(), pairs, batch_size=2)
     assert result.scores.pop("cross_entropy") == pytest.approx(0, abs=1e-6)
+    assert result.scores.pop("mean_ber") == 0
     assert result.scores == dict.fromkeys(result.scores, 1.0)
     assert all(value == 1.0 for values in result.per_class.values() for value in values)
     assert all(result.confusion[i][j] == 0 for i in range(3) for j in range(3) if i != j)
@@ -109,3 +113,24 @@ def test_nothing_to_evaluate_on() -> None:
     with pytest.raises(DataError, match="no test images") as caught:
         evaluate(Oracle(), {})
     assert "--split" in str(caught.value.hint)
+
+
+def test_saliency_scores_are_of_two_classes_and_where_asked_for() -> None:
+    model = build_model("unet", 3, UNetSettings(depth=1, width=4, norm="group"))
+    with pytest.raises(UsageError, match="there are 3 classes"):
+        evaluate(model, MIXED, saliency=True)
+    pairs = {name: (image, (mask == 1).astype(np.uint8)) for name, (image, mask) in MIXED.items()}
+    index = replace(
+        memory_index(pairs), classes=Classes(names=("rest", "square"), palette=((0,) * 3, (9,) * 3))
+    )
+    binary = Inference(
+        build_model("unet", 2, UNetSettings(depth=1, width=4, norm="group")).eval(), InferenceSettings()
+    )
+    plain, one, many = (
+        evaluate_samples(binary, index, index.samples, DataSettings(), split="test", **options).scores
+        for options in ({}, {"saliency": True}, {"saliency": True, "batch_size": 3})
+    )
+    assert not plain.keys() & set(SALIENCY)
+    assert set(SALIENCY) <= one.keys()
+    assert many == pytest.approx(one, rel=1e-6)
+    assert {name: one[name] for name in plain} == plain

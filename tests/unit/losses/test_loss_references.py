@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from segtune.losses import LOSSES
 
 IGNORE = 255
+OF_LOGITS = [name for name in LOSSES if not getattr(LOSSES.load(name), "takes_proposals", False)]
 SIZES = [(2, 0), (2, 1), (5, 2), (5, 3)]
 
 
@@ -92,6 +93,75 @@ def slow_lovasz(logits, masks):
                 loss += errors[pixel] * (with_it - jaccard_loss(set(order[:k]), foreground))
             losses.append(loss)
     return sum(losses) / len(losses)
+
+
+def foregrounds(num_classes):
+    return [1] if num_classes == 2 else range(num_classes)
+
+
+def slow_structure(logits, masks, edge_factor):
+    """Pixel by pixel, the window by counting."""
+    chances = logits.double().softmax(1)
+    losses = []
+    for image, k in itertools.product(range(len(masks)), foregrounds(logits.shape[1])):
+        mask = masks[image]
+        height, width = mask.shape
+        total = bce = overlap = union = 0.0
+        for y, x in np.ndindex(height, width):
+            if mask[y, x] == IGNORE:
+                continue
+            foreground = known = 0
+            for v, u in itertools.product(range(y - 15, y + 16), range(x - 15, x + 16)):
+                if not (0 <= v < height and 0 <= u < width):
+                    known += 1
+                elif mask[v, u] != IGNORE:
+                    known += 1
+                    foreground += int(mask[v, u] == k)
+            true, p = int(mask[y, x] == k), float(chances[image, k, y, x])
+            weight = 1 + edge_factor * abs(foreground / known - true)
+            total += weight
+            bce -= weight * math.log(p if true else 1 - p)
+            overlap += weight * p * true
+            union += weight * (p + true - p * true)
+        losses.append(bce / total + 1 - (overlap + 1) / (union + 1))
+    return sum(losses) / len(losses)
+
+
+def slow_balanced_bce(logits, masks):
+    known = pixels(logits, masks)
+    losses = []
+    for k in foregrounds(logits.shape[1]):
+        positive = sum(true == k for _, true in known)
+        negative = len(known) - positive
+        losses.append(
+            sum(
+                -negative / len(known) * math.log(p[k])
+                if true == k
+                else -positive / len(known) * math.log(1 - p[k])
+                for p, true in known
+            )
+            / len(known)
+        )
+    return sum(losses) / len(losses)
+
+
+def slow_symmetric(logits, masks, weights, alpha, beta, log_of_zero):
+    total = weight = 0.0
+    for p, true in pixels(logits, masks):
+        reverse = -sum(p[c] * (0 if c == true else log_of_zero) for c in range(len(p)))
+        total += weights[true] * (-alpha * math.log(p[true]) + beta * reverse)
+        weight += weights[true]
+    return total / weight
+
+
+def slow_bootstrapped(logits, masks, weights, belief, beta):
+    total = weight = 0.0
+    for p, true in pixels(logits, masks):
+        for c, chance in enumerate(p):
+            believed = chance if belief == "soft" else float(chance == max(p))
+            total -= weights[true] * (beta * (c == true) + (1 - beta) * believed) * math.log(chance)
+        weight += weights[true]
+    return total / weight
 
 
 def weights_of(num_classes):
@@ -184,6 +254,89 @@ def test_lovasz_gradient_keeps_its_digits_on_many_pixels():
     torch.testing.assert_close(logits.grad[0, 0, 0].double().abs(), slope, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(("num_classes", "seed"), SIZES)
+@pytest.mark.parametrize("edge_factor", [0.0, 5.0])
+def test_structure(num_classes, seed, edge_factor):
+    logits, masks = sample(num_classes, seed, shape=(2, 6, 7))
+    value = build("structure", num_classes, edge_factor=edge_factor)(logits, masks)
+    assert value.item() == pytest.approx(slow_structure(logits, masks, edge_factor), rel=1e-5)
+
+
+def test_structure_is_that_of_one_map_and_its_sigmoid():
+    """The published form: one logit, the mask's mean of a window with zeros around the image."""
+    generator = torch.Generator().manual_seed(0)
+    logit = torch.randn(2, 1, 40, 50, generator=generator)
+    mask = (torch.rand(2, 1, 40, 50, generator=generator) < 0.3).float()
+    weight = 1 + 5 * (F.avg_pool2d(mask, 31, stride=1, padding=15) - mask).abs()
+    bce = (weight * F.binary_cross_entropy_with_logits(logit, mask, reduction="none")).sum((2, 3))
+    overlap = (weight * logit.sigmoid() * mask).sum((2, 3))
+    union = (weight * (logit.sigmoid() + mask)).sum((2, 3))
+    expected = (bce / weight.sum((2, 3)) + 1 - (overlap + 1) / (union - overlap + 1)).mean()
+    both = torch.cat([torch.zeros_like(logit), logit], dim=1)
+    torch.testing.assert_close(build("structure", 2)(both, mask[:, 0].long()), expected)
+
+
+def test_structure_of_an_image_that_does_not_count_is_left_out():
+    logits, masks = sample(2, 3)
+    masks[1] = IGNORE
+    loss = build("structure", 2)
+    torch.testing.assert_close(loss(logits, masks), loss(logits[:1], masks[:1]))
+
+
+@pytest.mark.parametrize(("num_classes", "seed"), SIZES)
+@pytest.mark.parametrize("drop", [None, 1])
+def test_balanced_bce(num_classes, seed, drop):
+    logits, masks = sample(num_classes, seed, drop=drop)
+    value = build("balanced_bce", num_classes)(logits, masks)
+    assert value.item() == pytest.approx(slow_balanced_bce(logits, masks), rel=1e-5)
+
+
+@pytest.mark.parametrize(("num_classes", "seed"), SIZES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("settings", [(1.0, 1.0, -4.0), (0.1, 2.0, -6.0), (0.0, 1.0, -1.0)])
+def test_symmetric_cross_entropy(num_classes, seed, weighted, settings):
+    logits, masks = sample(num_classes, seed)
+    weights = weights_of(num_classes) if weighted else None
+    named = dict(zip(("alpha", "beta", "log_of_zero"), settings, strict=True))
+    value = build("symmetric_cross_entropy", num_classes, weights=weights, **named)(logits, masks)
+    slow = slow_symmetric(logits, masks, weights or [1] * num_classes, *settings)
+    assert value.item() == pytest.approx(slow, rel=1e-5)
+
+
+@pytest.mark.parametrize(("num_classes", "seed"), SIZES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("belief", "beta", "share"), [("soft", None, 0.95), ("hard", None, 0.8), ("hard", 0.3, 0.3)]
+)
+def test_bootstrapped_cross_entropy(num_classes, seed, weighted, belief, beta, share):
+    logits, masks = sample(num_classes, seed)
+    weights = weights_of(num_classes) if weighted else None
+    name = "bootstrapped_cross_entropy"
+    value = build(name, num_classes, weights=weights, belief=belief, beta=beta)(logits, masks)
+    slow = slow_bootstrapped(logits, masks, weights or [1] * num_classes, belief, share)
+    assert value.item() == pytest.approx(slow, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["symmetric_cross_entropy", "bootstrapped_cross_entropy"])
+def test_losses_for_noisy_labels_hold_the_cross_entropy_as_a_special_case(name):
+    logits, masks = sample(4, 7)
+    settings = {"beta": 1.0} if name.startswith("boot") else {"beta": 1e-9}
+    expected = build("cross_entropy", 4, weights=weights_of(4))(logits, masks)
+    torch.testing.assert_close(build(name, 4, weights=weights_of(4), **settings)(logits, masks), expected)
+
+
+@pytest.mark.parametrize("belief", ["soft", "hard"])
+def test_a_label_that_the_model_is_sure_is_wrong_pulls_less(belief):
+    logits = torch.tensor([[[[8.0]], [[0.0]]]], requires_grad=True)
+    masks = torch.ones(1, 1, 1, dtype=torch.int64)
+    slopes = []
+    for loss in (build("bootstrapped_cross_entropy", 2, belief=belief), build("cross_entropy", 2)):
+        logits.grad = None
+        loss(logits, masks).backward()
+        slopes.append(logits.grad.abs().sum().item())
+    assert 0 < slopes[0] < slopes[1]
+
+
 def test_dice_cross_entropy_is_the_weighted_sum():
     logits, masks = sample(4, 8)
     weights = weights_of(4)
@@ -219,7 +372,7 @@ def test_agrees_with_segmentation_models_pytorch(num_classes, seed):
         torch.testing.assert_close(build("focal", num_classes, gamma=gamma)(logits, known), theirs)
 
 
-@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("name", OF_LOGITS)
 def test_gradient_is_the_slope_of_the_value(name):
     logits, masks = sample(3, 11, shape=(1, 3, 4))
     loss = build(name, 3)

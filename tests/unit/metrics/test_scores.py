@@ -68,9 +68,26 @@ def slow_scores(samples, num_classes):
     mean["pixel_accuracy"] = sum(p == t for p, t in pairs) / len(pairs)
     if len(samples) > 1:
         mean["miou_per_image"] = sum(slow_scores([s], num_classes)["miou"] for s in samples) / len(samples)
+    error = {}
+    for c in range(num_classes):
+        of_class = [p for p, t in pairs if t == c]
+        of_rest = [p for p, t in pairs if t != c]
+        if of_class and of_rest:
+            missed, false = sum(p != c for p in of_class), sum(p == c for p in of_rest)
+            error[c] = (missed / len(of_class) + false / len(of_rest)) / 2
+    mean["mean_ber"] = sum(error.values()) / len(error)
     if num_classes == 2:
-        mean |= {"foreground_iou": iou[1], "foreground_dice": dice[1]}
+        mean |= {"foreground_iou": iou[1], "foreground_dice": dice[1], "ber": error[1]}
+        if len(samples) > 1:
+            single = [slow_scores([s], 2) for s in samples]
+            ious, dices = ([s[f"foreground_{name}"] for s in single] for name in ("iou", "dice"))
+            mean["foreground_iou_per_image"] = sum(ious) / len(ious)
+            mean["foreground_dice_per_image"] = sum(dices) / len(dices)
+            mean["thresholded_jaccard"] = sum(iou for iou in ious if iou >= 0.65) / len(ious)
     return mean
+
+
+FOR_TWO = {name for name in METRICS if name.startswith("foreground")} | {"ber", "thresholded_jaccard"}
 
 
 @pytest.mark.parametrize(("num_classes", "used"), [(2, None), (5, None), (7, 4)])
@@ -79,7 +96,7 @@ def test_every_score_against_loops(num_classes, used, seed):
     samples = random_samples(seed, num_classes, used=used)
     scores = compute_scores(tally_of(*samples, num_classes=num_classes))
     assert scores == pytest.approx(slow_scores(samples, num_classes), rel=1e-12)
-    assert set(scores) == {name for name in METRICS if num_classes == 2 or "foreground" not in name}
+    assert set(scores) == set(METRICS) - (FOR_TWO if num_classes > 2 else set())
 
 
 @pytest.mark.filterwarnings("default")
@@ -164,6 +181,20 @@ def test_foreground_scores_are_for_two_classes():
 def test_unknown_metric_suggests_the_nearest():
     with pytest.raises(UnknownNameError, match="did you mean 'miou'"):
         compute_scores(Tally(2, IGNORE), ["mio"])
+
+
+def test_thresholded_jaccard_counts_poor_images_as_zero():
+    samples = ([[1, 1, 0, 0]], [[1, 1, 1, 0]]), ([[1, 0, 0, 0]], [[1, 1, 0, 0]]), ([[0, 0]], [[0, 0]])
+    scores = compute_scores(tally_of(*samples, num_classes=2))
+    assert scores["foreground_iou_per_image"] == pytest.approx((2 / 3 + 1 / 2) / 2)  # the third has none
+    assert scores["thresholded_jaccard"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_error_rate_of_a_class_without_a_rest_or_in_no_mask_is_left_out():
+    tally = tally_of(([[0, 0, 1, 2]], [[0, 0, 0, 1]]), num_classes=3)
+    scores = compute_scores(tally)
+    assert scores["mean_ber"] == pytest.approx(((1 / 3 + 0) / 2 + (1 + 1 / 3) / 2) / 2)
+    assert "mean_ber" not in compute_scores(tally_of(([[0, 1]], [[0, 0]]), num_classes=2))
 
 
 # --- what scores may not depend on ----------------------------------------------------------------

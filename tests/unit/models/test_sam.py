@@ -17,10 +17,10 @@ from segtune.errors import MissingExtraError, UsageError
 from segtune.methods.apply import apply
 from segtune.models import MODELS
 from segtune.models.build import build_model
-from segtune.models.sam_semantic import combine
+from segtune.models.proposals import combine
 from segtune.models.sites import probe_access
 from segtune.settings import read_settings
-from segtune.types import Access, Part, SiteKind
+from segtune.types import Access, Part, Proposals, SiteKind
 from tests.contracts.table import parts_of
 
 TINY = {
@@ -198,9 +198,9 @@ def test_proposals_are_the_librarys_masks_for_the_librarys_tokens():
     images = torch.rand(2, 3, 128, 128)
     pixels = (images - model.mean) / model.std
     expected = [library(pixel_values=pixels, multimask_output=m).pred_masks[:, 0] for m in (False, True)]
-    classes, masks = model.propose(model.encode(images).maps)
-    assert classes.shape == (2, 4, 4)
-    assert torch.allclose(masks, torch.cat(expected, dim=1), atol=1e-5)
+    proposals = model.proposals(model.encode(images).maps)
+    assert proposals.class_logits.shape == (2, 4, 4)
+    assert torch.allclose(proposals.mask_logits, torch.cat(expected, dim=1), atol=1e-5)
 
 
 def test_class_logits_are_the_logarithm_of_the_summed_probabilities():
@@ -209,14 +209,16 @@ def test_class_logits_are_the_logarithm_of_the_summed_probabilities():
     inside = masks.sigmoid()
     chances = classes.softmax(dim=-1)
     expected = sum(chances[:, n, :3, None, None] * inside[:, n, None] for n in range(5))
-    assert torch.allclose(combine(classes, masks), expected.log(), atol=1e-12)
+    assert torch.allclose(
+        combine(Proposals(class_logits=classes, mask_logits=masks)), expected.log(), atol=1e-12
+    )
 
 
 def test_far_from_every_mask_and_class_nothing_breaks():
     classes = torch.tensor([[[200.0, -200.0, 0.0], [0.0, 200.0, -200.0]]], requires_grad=True)
     masks = torch.full((1, 2, 2, 2), -300.0, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = combine(classes, masks)
+        logits = combine(Proposals(class_logits=classes, mask_logits=masks))
     assert logits.dtype is torch.float32
     F.cross_entropy(logits, torch.tensor([[[0, 1], [1, 0]]])).backward()
     for tensor in (logits, classes.grad, masks.grad):

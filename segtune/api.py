@@ -147,6 +147,7 @@ def predict(
     batch_size: int = 1,
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
+    prompts: PathLike | None = None,
     reporter: Reporter | None = None,
 ) -> list[Prediction]:
     """Writes a mask and an overlay for each image.
@@ -159,6 +160,8 @@ def predict(
         batch_size: neighbouring images of equal size that enter the model at once.
         settings: data.window, data.overlap, data.flip_tta, data.resize by dotted key.
         weights: where the base's weights lie now, if not where they were.
+        prompts: JSON file with the objects of each image, for a model that is prompted:
+            {"image.png": [{"class": "name", "box": [left, top, right, bottom], "points": [[x, y]]}]}.
         reporter: hears about progress.
 
     Returns:
@@ -175,6 +178,7 @@ def predict(
         batch_size=batch_size,
         settings=settings or {},
         weights=weights,
+        prompts=None if prompts is None else Path(prompts),
         reporter=reporter,
     )
     return list(predictions)

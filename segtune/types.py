@@ -28,7 +28,12 @@ Scores = Mapping[str, float]
 
 
 class SiteKind(StrEnum):
-    """What a site is, in terms that hold for every network."""
+    """What a site is, in terms that hold for every network.
+
+    `tokens` is a place where tokens may join the sequence that attention sees: a block that takes [B, N, C]
+    and gives [B, N, C], alone or as the first value of a tuple, for every N (its site is named after it, with
+    ".tokens"); or a port (`Site.port`).
+    """
 
     ATTENTION_QKV = "attention_qkv"
     ATTENTION_PROJ = "attention_proj"
@@ -87,6 +92,9 @@ class Site:
     prefix: int | None = 0
     """Tokens that stand in front of those of the image's grid in what the layer takes: class and register
     tokens, queries. None where all of it lies on no grid, as queries do that stand alone."""
+    port: bool = False
+    """Of a site of kind `tokens`: the module is asked for tokens with [1, 0, C] and gives [1, n, C]; its
+    model drops what comes out for them."""
 
 
 @dataclass(frozen=True, kw_only=True)

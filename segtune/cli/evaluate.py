@@ -70,6 +70,8 @@ def command(
         print_json(evaluation.to_dict())
         return
     click.echo(f"{run} on {split}: {evaluation.num_images} images in {evaluation.seconds:.1f} s")
+    if evaluation.settings["prompts"]:
+        click.echo(f"  prompts: {evaluation.settings['prompts']}")
     width = max(map(len, evaluation.scores))
     for name, score in evaluation.scores.items():
         click.echo(f"  {name:<{width}} {score:.4f}")

@@ -92,10 +92,11 @@ def command(
         evaluation = result.result[split]
         if evaluation is not None:
             scores = evaluation["scores"]
+            told = ", prompts from the ground truth" if evaluation["settings"]["prompts"] else ""
             click.echo(
                 f"{split:<7} mIoU {scores['miou']:.4f}  Dice {scores['dice']:.4f}"
                 f"  accuracy {scores['pixel_accuracy']:.4f}{_saliency(scores)}"
-                f"  ({evaluation['num_images']} images)"
+                f"  ({evaluation['num_images']} images{told})"
             )
     click.echo(
         f"trained {result.result['parameters_trainable']:,} of {result.result['parameters_total']:,}"

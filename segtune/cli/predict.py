@@ -15,6 +15,9 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option("--no-overlays", is_flag=True, help="Write the masks only.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the objects of each image."
+)
 @weights_option
 @set_option
 @json_option
@@ -24,6 +27,7 @@ def command(
     out: Path,
     no_overlays: bool,
     batch_size: int,
+    prompts: Path | None,
     weights: str | None,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -32,6 +36,10 @@ def command(
 
     FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png; of volumes
     NAME.nii.gz in the space of the volume.
+
+    A model that was tuned with prompts needs them here too, in a file such as {"image.png": [{"class":
+    "polyp", "box": [left, top, right, bottom], "points": [[x, y]], "labels": [1]}]}: pixels of the image
+    file; box and points as the model needs them; an empty list for an image without objects.
     """
     from segtune.engine.folder import require_run
     from segtune.errors import UsageError
@@ -40,6 +48,8 @@ def command(
     for path in images:
         if not path.exists():
             raise UsageError(f"there is no file or folder {path}", hint="check the path")
+    if prompts is not None and not prompts.is_file():
+        raise UsageError(f"there is no file {prompts}", hint="check --prompts")
 
     settings = assignments_to_settings(assignments)
 
@@ -57,6 +67,7 @@ def command(
             batch_size=batch_size,
             settings=settings,
             weights=weights,
+            prompts=prompts,
             reporter=reporter,
         ):
             done.append(prediction)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.prompts import example_prompts
 from segtune.engine.run import LoadedRun, load_run
 
 ROUNDS = 5
@@ -55,6 +56,7 @@ def measure_speed(run: Path, size: tuple[int, int]) -> dict[str, Any]:
 def _seconds(loaded: LoadedRun, image: Tensor) -> float:
     settings = InferenceSettings.from_dict(dict(loaded.description.inference))
     inference = Inference(loaded.tunable.model, settings)
+    prompts = example_prompts(loaded.tunable.model, image)
     begin = time.perf_counter()
-    inference.probabilities(image).cpu()
+    inference.probabilities(image, prompts).cpu()
     return time.perf_counter() - begin

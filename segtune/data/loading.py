@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segtune.data.base import DataIndex, Image, Mask, Sample
+from segtune.data.prompts import PromptSource, stack_prompts
 from segtune.data.settings import DataSettings, Size
 from segtune.data.transforms import TrainTransform, to_tensor
 from segtune.errors import DataError, SegtuneError
-from segtune.types import Batch
+from segtune.types import Batch, Prompts
 
 Key = tuple[int, int]
 """Epoch and index of a training sample."""
@@ -36,6 +37,8 @@ class LoadedSample(NamedTuple):
     mask: Tensor
     """uint8 [H, W]."""
     name: str
+    prompts: Prompts | None = None
+    """Of one image (B = 1), for models that are prompted."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -109,15 +112,22 @@ class TrainDataset(Dataset[LoadedSample]):
         samples: those to train on.
         transform: turns arrays into a training sample.
         seed: of the run.
+        prompts: draws the prompts of each sample, for models that take them.
     """
 
     def __init__(
-        self, index: DataIndex, samples: Sequence[Sample], transform: TrainTransform, seed: int
+        self,
+        index: DataIndex,
+        samples: Sequence[Sample],
+        transform: TrainTransform,
+        seed: int,
+        prompts: PromptSource | None = None,
     ) -> None:
         self.index = index
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
+        self.prompts = prompts
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -127,7 +137,11 @@ class TrainDataset(Dataset[LoadedSample]):
         sample = self.samples[position]
         image, mask = _read(self.index, sample)
         with _own_randomness(derive_seed("sample", self.seed, epoch, position)):
-            return LoadedSample(*self.transform(image, mask), sample.name)
+            pixels, classes = self.transform(image, mask)
+            if self.prompts is None:
+                return LoadedSample(pixels, classes, sample.name)
+            prompts, classes = self.prompts.draw(classes)
+            return LoadedSample(pixels, classes, sample.name, prompts)
 
 
 class EvalDataset(Dataset[LoadedSample]):
@@ -136,19 +150,25 @@ class EvalDataset(Dataset[LoadedSample]):
     Args:
         index: the data.
         samples: those to evaluate on.
+        prompts: makes the prompts of each sample, for models that take them.
     """
 
-    def __init__(self, index: DataIndex, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self, index: DataIndex, samples: Sequence[Sample], prompts: PromptSource | None = None
+    ) -> None:
         self.index = index
         self.samples = tuple(samples)
+        self.prompts = prompts
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, position: int) -> LoadedSample:
         sample = self.samples[position]
-        image, mask = _read(self.index, sample)
-        return LoadedSample(to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask)), sample.name)
+        image, array = _read(self.index, sample)
+        mask = torch.from_numpy(np.ascontiguousarray(array))
+        prompts = None if self.prompts is None else self.prompts.exact(mask)
+        return LoadedSample(to_tensor(image), mask, sample.name, prompts)
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
@@ -221,10 +241,12 @@ def collate(samples: Sequence[LoadedSample]) -> Batch:
             f"images of different sizes cannot be one batch: {listed}",
             hint="set data.crop or data.resize, or train.batch_size=1",
         )
+    prompts = [sample.prompts for sample in samples if sample.prompts is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         masks=torch.stack([sample.mask for sample in samples]).long(),
         names=[sample.name for sample in samples],
+        prompts=stack_prompts(prompts) if prompts else None,
     )
 
 
@@ -284,6 +306,7 @@ def train_loader(
     start_step: int,
     num_steps: int,
     crop: Size | None,
+    prompts: PromptSource | None = None,
 ) -> DataLoader[Batch]:
     """Batches of the split "train", from any step of the run on.
 
@@ -295,6 +318,7 @@ def train_loader(
         start_step: first step, counted from the start of the run.
         num_steps: number of batches to yield.
         crop: height, width in pixels of every sample; None for whole images.
+        prompts: draws the prompts of each sample, for models that take them.
 
     Returns:
         Yields `num_steps` batches, the same for any number of workers.
@@ -313,7 +337,7 @@ def train_loader(
         len(samples), batch_size=batch_size, seed=seed, start_step=start_step, num_steps=num_steps
     )
     return _Loader(
-        _Deferred(TrainDataset(index, samples, transform, seed)),
+        _Deferred(TrainDataset(index, samples, transform, seed, prompts)),
         batch_sampler=schedule,
         collate_fn=_collate_deferred,
         num_workers=settings.workers,
@@ -322,7 +346,10 @@ def train_loader(
 
 
 def eval_loader(
-    index: DataIndex, samples: Sequence[Sample], settings: DataSettings
+    index: DataIndex,
+    samples: Sequence[Sample],
+    settings: DataSettings,
+    prompts: PromptSource | None = None,
 ) -> DataLoader[LoadedSample]:
     """Whole images, one at a time, in the order given.
 
@@ -330,6 +357,7 @@ def eval_loader(
         index: the data.
         samples: those to evaluate on.
         settings: workers.
+        prompts: makes the prompts of each sample, for models that take them.
 
     Returns:
         Yields one `LoadedSample` for each sample.
@@ -340,7 +368,7 @@ def eval_loader(
     """
     _require_masks(samples, "evaluation")
     return _Loader(
-        _Deferred(EvalDataset(index, samples)),
+        _Deferred(EvalDataset(index, samples, prompts)),
         batch_size=None,
         collate_fn=_as_is,
         num_workers=settings.workers,

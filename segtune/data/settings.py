@@ -63,6 +63,20 @@ class DataSettings(Settings):
     rand_augment: int = Field(0, ge=0, le=5, description="number of RandAugment operations")
     rand_augment_magnitude: int = Field(9, ge=1, le=30, description="strength, out of 30")
 
+    # --- prompts drawn from masks, for models that take them ---
+    prompt_per: Literal["class", "component"] = Field(
+        "class", description="an object is all of a class in an image, or each connected part of it"
+    )
+    prompt_jitter: float = Field(
+        0.1, ge=0, lt=0.5, description="training: each edge of a box moves by up to this share of its side"
+    )
+    prompt_jitter_pixels: int = Field(20, ge=0, description="and by at most so many pixels")
+    prompt_points: int = Field(1, ge=1, le=64, description="points on each object")
+    prompt_objects: int = Field(16, ge=1, le=256, description="most objects of an image that are prompted")
+    prompt_area: int = Field(
+        1, ge=1, description="pixels below which an object is not prompted; ignored in training"
+    )
+
     # --- whole images: evaluation and prediction ---
     window: Size | Literal["auto"] | None = Field(
         "auto", description="height, width in pixels of a sliding window; auto: for images above 4 megapixels"

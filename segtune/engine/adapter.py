@@ -22,6 +22,7 @@ from segtune.engine.build import Tunable, build_tunable, place
 from segtune.engine.files import write_json
 from segtune.engine.folder import DESCRIPTION
 from segtune.engine.infer import InferenceSettings
+from segtune.engine.prompts import example_prompts
 from segtune.engine.tensors import read_tensors, write_tensors
 from segtune.errors import AdapterError, UnknownNameError
 from segtune.methods import METHODS
@@ -130,8 +131,9 @@ def verify_adapter(tunable: Tunable, folder: Path, images: Tensor) -> None:
     loaded = place(load_adapter(folder)[0].model, device)
     images = images.to(device, memory_format=torch.channels_last)
     with torch.no_grad():
-        expected = tunable.model.eval()(images).logits
-        got = loaded(images).logits
+        prompts = example_prompts(loaded, images)
+        expected = tunable.model.eval()(images, prompts=prompts).logits
+        got = loaded(images, prompts=prompts).logits
     if not torch.equal(expected, got):
         difference = (expected - got).abs().max().item()
         raise AdapterError(

@@ -59,6 +59,7 @@ def build_tunable(
     built = build_model(model, num_classes, model_settings, seed=seed)
     random_base = any(METHODS.load(name).random_base for name in parts)
     report = load_weights(built, "none" if random_base else weights)
+    _check_zero_shot(model, parts, report, num_classes)
     if report.source == "none" and any(not settings.train_head for settings in parts.values()):
         raise UsageError(
             "method.train_head=false needs weights with a classifier for these classes,"
@@ -71,6 +72,31 @@ def build_tunable(
             hint="leave train_head at true: a new classifier must be trained",
         )
     return adapt_model(built, parts, report, seed=seed, removable=removable)
+
+
+def _check_zero_shot(
+    model: str, parts: Mapping[str, MethodSettings], report: WeightsReport, num_classes: int
+) -> None:
+    """Raises UsageError where a method that trains nothing would score random numbers."""
+    untrained = [name for name in parts if not METHODS.load(name).trains]
+    if not untrained:
+        return
+    if len(parts) > 1:
+        raise UsageError(
+            f"{untrained[0]} trains nothing and cannot be part of {'+'.join(parts)}",
+            hint="use it alone, or leave it out",
+        )
+    if report.source == "none":
+        raise UsageError(
+            f"{untrained[0]} trains nothing, and the weights of {model} are random",
+            hint="leave model.weights at its default, or give model.weights=FILE",
+        )
+    if not report.kept_head:
+        raise UsageError(
+            f"{untrained[0]} trains nothing, and {model}'s classifier for {num_classes} classes is new and"
+            " random",
+            hint="train it, with method=head at least; sam-... with model.prompts=box needs no classifier",
+        )
 
 
 def adapt_model(

@@ -21,6 +21,7 @@ from segtune.data.files import image_size
 from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
+from segtune.engine.prompts import example_prompts
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
 from segtune.models.base import SegModel
@@ -96,7 +97,7 @@ def estimate_memory(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32"),
         ):
-            output = built(images)
+            output = built(images, prompts=example_prompts(built, images))
             loss = output.logits.float().log_softmax(dim=1).sum()
             for logits in output.auxiliary.values():
                 loss = loss + logits.float().log_softmax(dim=1).sum()
@@ -167,7 +168,7 @@ def inspect(
     built = build_model(model, num_classes, model_settings, meta=True)
     applied = _apply(built, parts)
     counts = applied.counts()
-    used = {site.name for site in applied.sites}
+    used = set(applied.sites)
     refusals = applied.merge_refusals()
     return {
         "model": model,
@@ -186,7 +187,7 @@ def inspect(
                 "kind": str(site.kind),
                 "part": str(site.part),
                 "block": site.block,
-                "used": site.name in used,
+                "used": site in used,
             }
             for site in applied.host.sites
         ],
@@ -201,7 +202,8 @@ def memory_advice(method: str, estimate: MemoryEstimate) -> list[str]:
         lines.append(f"activations are {share:.0%} of it: a smaller data.crop or train.batch_size helps most")
         if "lora" in method or "bitfit" in method or "norm" in method:
             lines.append(
-                f"{method} does not lower them; method=head does, as no gradient passes through the encoder"
+                f"{method} does not lower them; method=head and method=lst do, as no gradient passes through"
+                " the encoder"
             )
     return lines
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from segtune.data.base import DataIndex, Sample
-from segtune.data.loading import eval_loader
+from segtune.data.loading import LoadedSample, collate, eval_loader
+from segtune.data.prompts import PromptSource
 from segtune.data.settings import DataSettings
 from segtune.data.volumes.reader import VolumeReader
 from segtune.engine.infer import Inference
@@ -22,6 +22,7 @@ from segtune.metrics.per_class import per_class
 from segtune.metrics.saliency import SaliencyTally, saliency_scores
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
+from segtune.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ def evaluate_samples(
         inference: the model with its way of being fed.
         index: the data.
         samples: at least one, each with a mask.
-        settings: number of worker processes.
+        settings: number of worker processes, and how prompts are drawn from masks for a model that
+            takes them.
         split: what the samples are called.
         batch_size: images of equal size that enter the model at once; no score depends on it.
         saliency: also score the foreground's probabilities, of two classes.
@@ -89,15 +91,18 @@ def evaluate_samples(
     maps = SaliencyTally(classes.ignore_index)
     tally = Tally(classes.num_classes, classes.ignore_index)
     volumes = VolumeScoring(index, samples) if isinstance(index.reader, VolumeReader) else None
+    prompted = inference.model.prompted
+    prompts = PromptSource(settings, prompted, classes.ignore_index) if prompted else None
     surprise, pixels = 0.0, 0
     done = 0
-    for images, masks, names in _equal_sizes(eval_loader(index, samples, settings), batch_size):
-        probabilities = inference.probabilities(images).cpu()
+    for batch in _equal_sizes(eval_loader(index, samples, settings, prompts), batch_size):
+        probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
         predictions = probabilities.argmax(dim=1)
+        masks = batch.masks
         if volumes is not None:
-            volumes.add(names, probabilities, tally)
+            volumes.add(batch.names, probabilities, tally)
         else:
-            for name, prediction, mask in zip(names, predictions, masks, strict=True):
+            for name, prediction, mask in zip(batch.names, predictions, masks, strict=True):
                 tally.update(prediction, mask, name)
         if saliency:
             for foreground, mask in zip(probabilities[:, 1], masks, strict=True):
@@ -107,7 +112,7 @@ def evaluate_samples(
         chosen = probabilities.gather(1, labels[:, None])[:, 0][valid]
         surprise -= chosen.double().clamp_min(1e-12).log().sum().item()
         pixels += int(valid.sum())
-        done += len(names)
+        done += len(batch.names)
         if progress is not None:
             progress(done, len(samples))
     scores = compute_scores(tally)
@@ -127,7 +132,10 @@ def evaluate_samples(
         seconds=time.perf_counter() - start,
         tally=tally,
         volumes={} if volumes is None else volumes.tally.cases,
-        settings=inference.settings.to_dict(),
+        settings={
+            **inference.settings.to_dict(),
+            "prompts": None if prompts is None else prompts.describe(),
+        },
     )
 
 
@@ -140,20 +148,13 @@ def require_two_classes(num_classes: int) -> None:
         )
 
 
-def _equal_sizes(
-    loader: Iterable[tuple[Tensor, Tensor, str]], batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+def _equal_sizes(loader: Iterable[LoadedSample], batch_size: int) -> Iterator[Batch]:
     """Neighbouring samples of equal size, stacked: padding would change what the network sees."""
-    held: list[tuple[Tensor, Tensor, str]] = []
+    held: list[LoadedSample] = []
     for sample in loader:
-        if held and (len(held) == batch_size or held[0][0].shape != sample[0].shape):
-            yield _stack(held)
+        if held and (len(held) == batch_size or held[0].image.shape != sample.image.shape):
+            yield collate(held)
             held = []
         held.append(sample)
     if held:
-        yield _stack(held)
-
-
-def _stack(samples: list[tuple[Tensor, Tensor, str]]) -> tuple[Tensor, Tensor, list[str]]:
-    images, masks, names = zip(*samples, strict=True)
-    return torch.stack(images), torch.stack(masks), list(names)
+        yield collate(held)

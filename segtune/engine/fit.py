@@ -13,6 +13,7 @@ from torch import Tensor
 import segtune
 from segtune.config.run import RunConfig
 from segtune.data.check_report import CheckReport
+from segtune.data.prompts import PromptSource
 from segtune.data.transforms import to_tensor
 from segtune.engine.adapter import TENSORS, describe, save_adapter, verify_adapter
 from segtune.engine.build import learning_rate
@@ -110,7 +111,17 @@ def _announce(job: Job, reporter: Reporter) -> None:
         f"estimated memory of a training step: {estimate.total / 2**30:.2f} GiB for {estimate.batch_size}"
         f" images of {estimate.size[0]}x{estimate.size[1]} pixels in {job.precision} on {job.device}",
         *memory_advice(config.method, estimate),
+        *_prompt_notes(job),
     )
+
+
+def _prompt_notes(job: Job) -> list[str]:
+    """Where a prompted model's prompts come from: scores mean something else with them."""
+    kinds = job.tunable.model.prompted
+    if not kinds:
+        return []
+    source = PromptSource(job.config.data, kinds, job.index.classes.ignore_index)
+    return [f"prompts: {source.describe()}; scores are those of a model that is told where the objects are"]
 
 
 def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:

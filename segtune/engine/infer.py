@@ -18,8 +18,10 @@ from torch import Tensor
 from segtune.data.settings import DataSettings
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
-from segtune.errors import TrainingError
+from segtune.engine.prompts import mirror_prompts, scale_prompts, to_device
+from segtune.errors import TrainingError, UsageError
 from segtune.models.base import SegModel
+from segtune.types import Prompts
 
 LARGE_IMAGE = 4_000_000
 """Pixels from which `window=auto` slides a window instead of taking the image whole."""
@@ -83,54 +85,68 @@ class Inference:
     Args:
         model: in eval mode, on its device.
         settings: how images are fed.
+
+    Raises:
+        UsageError: windows for a model that is prompted.
     """
 
     def __init__(self, model: SegModel, settings: InferenceSettings) -> None:
+        require_whole_images(model, settings)
         self.model = model
         self.settings = settings
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
+    def probabilities(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Images [B, C, H, W] in [0, 1] to float32 probabilities [B, K, H, W] at the same size.
+
+        Args:
+            images: all of one size.
+            prompts: in pixels of these images, for models that are prompted.
 
         Raises:
             TrainingError: memory ran out.
         """
         try:
-            return self._probabilities(images)
+            return self._probabilities(images, to_device(prompts, self.device))
         except RuntimeError as error:
             if is_out_of_memory(error):
                 height, width = images.shape[-2:]
                 raise TrainingError(
                     f"out of memory on {self.device} with {len(images)} images of {height}x{width} pixels",
-                    hint="--set data.window=512,512 takes them in parts; or a smaller --batch-size",
+                    hint="--set data.resize=1024,1024 makes them smaller; or a smaller --batch-size"
+                    if self.model.prompted
+                    else "--set data.window=512,512 takes them in parts; or a smaller --batch-size",
                 ) from error
             raise
 
-    def _probabilities(self, images: Tensor) -> Tensor:
+    def _probabilities(self, images: Tensor, prompts: Prompts | None) -> Tensor:
         size = (images.shape[-2], images.shape[-1])
         images = images.to(self.device, memory_format=torch.channels_last)
         if self.settings.resize is not None and size != self.settings.resize:
             images = F.interpolate(
                 images, self.settings.resize, mode="bilinear", align_corners=False, antialias=True
             )
-        probabilities = self._sides(images)
+            prompts = prompts and scale_prompts(prompts, size, self.settings.resize)
+        probabilities = self._sides(images, prompts)
         if probabilities.shape[-2:] != size:
             probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
         return probabilities
 
-    def classes(self, images: Tensor) -> Tensor:
+    def classes(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Images [B, C, H, W] to the most probable class of each pixel, int64 [B, H, W] on the CPU."""
-        return self.probabilities(images).argmax(dim=1).cpu()
+        return self.probabilities(images, prompts).argmax(dim=1).cpu()
 
-    def _sides(self, images: Tensor) -> Tensor:
-        probabilities = self._windows(images)
+    def _sides(self, images: Tensor, prompts: Prompts | None) -> Tensor:
+        probabilities = self._windows(images, prompts)
         if self.settings.flip_tta:
-            probabilities = (probabilities + self._windows(images.flip(-1)).flip(-1)) / 2
+            mirrored = prompts and mirror_prompts(prompts, images.shape[-1])
+            probabilities = (probabilities + self._windows(images.flip(-1), mirrored).flip(-1)) / 2
         return probabilities
 
-    def _windows(self, images: Tensor) -> Tensor:
+    def _windows(self, images: Tensor, prompts: Prompts | None) -> Tensor:
+        if self.model.prompted:
+            return self._forward(images, prompts)
         height, width = images.shape[-2:]
         window = self.settings.window
         if window == "auto":
@@ -150,12 +166,25 @@ class Inference:
                 weights[part] += weight
         return total / weights
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         precision = self.settings.precision
         dtype = torch.float16 if precision == "16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "32"):
-            logits: Tensor = self.model(images).logits
+            logits: Tensor = self.model(images, prompts=prompts).logits
         return logits.float().softmax(dim=1)
+
+
+def require_whole_images(model: SegModel, settings: InferenceSettings) -> None:
+    """Raises UsageError where a model that is prompted would be fed with windows.
+
+    A window that shows a part of an object has neither the object's box nor, perhaps, a point on it.
+    """
+    if model.prompted and isinstance(settings.window, tuple):
+        raise UsageError(
+            f"data.window={settings.window[0]},{settings.window[1]}: a prompt belongs to a whole object,"
+            " which a window may cut",
+            hint="leave data.window at auto, which takes images whole here; data.resize makes them smaller",
+        )
 
 
 def _starts(length: int, window: int, overlap: float) -> Sequence[int]:

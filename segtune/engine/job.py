@@ -24,7 +24,7 @@ from segtune.engine.build import (
 from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
-from segtune.engine.infer import InferenceSettings
+from segtune.engine.infer import InferenceSettings, require_whole_images
 from segtune.engine.volumes import recipe_of
 from segtune.errors import UsageError
 from segtune.metrics import SALIENCY, VOLUME_METRICS
@@ -70,7 +70,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
 
     Raises:
         UsageError: the model does not take the images' channels or makes nothing that the loss takes, or
-            images of different sizes would have to make a batch.
+            images of different sizes would have to make a batch; windows for a model that is prompted.
         SettingsError: an augmentation does not fit the images, or the loss's settings the classes.
         WeightsError: the weights are not to be had.
         NoSiteError: the method does not fit the model.
@@ -107,6 +107,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         )
     # refuses what does not fit the images before anything is written
     TrainTransform(config.data, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index)
+    inference = InferenceSettings.from_data(config.data, precision, recipe_of(index))
+    require_whole_images(tunable.model, inference)
     estimate = estimate_memory(
         model=config.model,
         model_settings=config.model_settings,
@@ -129,9 +131,9 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         precision=precision,
         crop=crop,
         estimate=estimate,
-        inference=InferenceSettings.from_data(config.data, precision, recipe_of(index)),
+        inference=inference,
         batches_per_epoch=batches,
-        num_steps=_num_steps(config.train, batches),
+        num_steps=_num_steps(config.train, batches) if tunable.applied.parameters() else 0,
     )
 
 

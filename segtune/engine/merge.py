@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segtune.engine.build import place
 from segtune.engine.files import write_with
+from segtune.engine.prompts import example_prompts
 from segtune.engine.run import LoadedRun, versions
 from segtune.engine.tensors import write_tensors
 from segtune.errors import MergeError, UsageError
@@ -114,6 +115,9 @@ def probes(model: SegModel) -> list[Tensor]:
 @torch.no_grad()
 def logits_of(model: nn.Module, probe: Tensor) -> Tensor:
     """Logits [1, K, H, W] of an image, without gradient."""
+    if isinstance(model, SegModel) and model.prompted:
+        prompted: Tensor = model(probe, prompts=example_prompts(model, probe)).logits
+        return prompted
     logits: Tensor = model(probe).logits
     return logits
 

@@ -14,12 +14,15 @@ from PIL import Image as PillowImage
 from segtune.data.base import Classes, Image
 from segtune.data.files import SUFFIXES, read_image
 from segtune.data.preview import overlay
+from segtune.data.prompts import stack_prompts
 from segtune.data.transforms import to_tensor
 from segtune.engine.files import write_with
 from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.prompts import FORMAT, prompts_for, read_prompts
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun
 from segtune.errors import SegtuneError, UsageError
+from segtune.types import Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,7 @@ def predict_files(
     settings: InferenceSettings | None = None,
     overlays: bool = True,
     batch_size: int = 1,
+    prompts: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Predicts a mask for each image and writes it as it is done.
@@ -116,6 +120,8 @@ def predict_files(
         settings: how images are fed; default: as in training.
         overlays: write the pictures for people too.
         batch_size: neighbouring images of equal size that enter the model at once.
+        prompts: JSON file with the objects of each image, for models that are prompted; see
+            `engine/prompts.py`.
         reporter: hears about progress and about files that could not be read.
 
     Yields:
@@ -123,7 +129,7 @@ def predict_files(
         rest goes on.
 
     Raises:
-        UsageError: there is nothing to predict.
+        UsageError: there is nothing to predict; prompts are missing, wrong or not wanted.
         SegtuneError: no image at all could be read.
     """
     reporter = reporter or Reporter()
@@ -132,17 +138,35 @@ def predict_files(
     _keep_sources(found, names, out)
     settings = settings or InferenceSettings.from_dict(run.description.inference)
     inference = Inference(run.tunable.model, settings)
+    objects = dict(zip(names, _read_prompts(run, found, prompts), strict=False))
     failures: list[str] = []
     done = 0
     for batch in _equal_sizes(_readable(found, names, run, failures, reporter), batch_size):
         images = torch.stack([to_tensor(image) for _, _, image in batch])
-        predictions = inference.classes(images).numpy().astype(np.uint8)
+        given = stack_prompts([objects[name] for _, name, _ in batch]) if objects else None
+        predictions = inference.classes(images, given).numpy().astype(np.uint8)
         for (path, name, image), classes in zip(batch, predictions, strict=True):
             done += 1
             reporter.evaluating(done, len(found))
             yield _write(path, out / name, image, classes, run.description.classes, overlays)
     if len(failures) == len(found):
         raise SegtuneError(f"none of the {len(found)} images could be predicted: {failures[0]}")
+
+
+def _read_prompts(run: LoadedRun, found: Sequence[tuple[Path, Path]], path: Path | None) -> list[Prompts]:
+    """The prompts of each image, in order; empty for a model that takes none."""
+    kinds = run.tunable.model.prompted
+    if path is None and kinds:
+        raise UsageError(
+            f"{run.description.model} was tuned with prompts ({' and '.join(sorted(kinds))}) and needs them",
+            hint=f"--prompts FILE.json with {FORMAT}",
+        )
+    if path is None:
+        return []
+    if not kinds:
+        raise UsageError(f"{run.description.model} takes no prompts here", hint="leave --prompts out")
+    prompts = read_prompts(path, run.description.classes, kinds)
+    return prompts_for([relative for _, relative in found], prompts, path)
 
 
 def _readable(

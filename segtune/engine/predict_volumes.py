@@ -86,6 +86,7 @@ def predict_volumes(
     settings: InferenceSettings | None = None,
     overlays: bool = True,
     batch_size: int = 1,
+    prompts: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Predicts a mask for each case and writes it as it is done.
@@ -98,16 +99,22 @@ def predict_volumes(
         settings: how volumes are fed; default: as in training.
         overlays: write the pictures too.
         batch_size: slices that enter the model at once.
+        prompts: not taken: no file says where objects are in slices.
         reporter: hears about progress and about cases that cannot be predicted.
 
     Yields:
         The files of each case, in order. A case whose files do not fit is reported and left out.
 
     Raises:
-        UsageError: there is nothing to predict, or a result would replace an input.
+        UsageError: there is nothing to predict, a result would replace an input, or the model is prompted.
         SegtuneError: no case at all can be predicted.
     """
     reporter = reporter or Reporter()
+    if prompts is not None or run.tunable.model.prompted:
+        raise UsageError(
+            "volumes cannot be predicted with prompts",
+            hint="`segtune evaluate` draws prompts from masks; for prediction tune without model.prompts",
+        )
     settings = settings or InferenceSettings.from_dict(run.description.inference)
     recipe = settings.volume
     assert recipe is not None, "the run was trained on images"

@@ -85,6 +85,7 @@ def predict_run(
     batch_size: int = 1,
     settings: Mapping[str, Any],
     weights: str | None = None,
+    prompts: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Predicts masks with a run's best model; see `segtune.predict`."""
@@ -98,6 +99,7 @@ def predict_run(
         settings=inference,
         overlays=overlays,
         batch_size=batch_size,
+        prompts=prompts,
         reporter=reporter,
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segtune.config.run import LOWER_IS_BETTER
 from segtune.data.loading import derive_seed, train_loader
+from segtune.data.prompts import PromptSource
 from segtune.engine.build import learning_rate, takes_proposals
 from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from segtune.engine.evaluate import Evaluation, evaluate_samples
@@ -22,6 +23,7 @@ from segtune.engine.infer import Inference
 from segtune.engine.job import MOST_STEPS, Job
 from segtune.engine.log import MetricLog
 from segtune.engine.optim import build_optimizer, rate_factor, set_rate
+from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.tensors import write_tensors
@@ -49,13 +51,16 @@ class Trainer:
         self.resources: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Trains from the last checkpoint, or from the start, to the end.
+        """Trains from the last checkpoint, or from the start, to the end; nothing where nothing is trained.
 
         Raises:
             TrainingError: the loss is not a number, or memory ran out.
         """
         job = self.job
         applied = job.tunable.applied
+        if not applied.parameters():
+            self._keep_as_it_is()
+            return
         optimizer = build_optimizer(
             applied.parameters(),
             self.config.optim,
@@ -81,6 +86,13 @@ class Trainer:
             raise
         finally:
             log.close()
+
+    def _keep_as_it_is(self) -> None:
+        """What a run leaves behind where nothing is trained."""
+        MetricLog(self.folder, 0, 0).close()
+        write_tensors(self.folder.best, self.job.tunable.applied.state_dict(), {"step": "0"})
+        with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:
+            self.resources = monitor.snapshot()
 
     def _restore(self, fabric: Fabric, optimizer: torch.optim.Optimizer) -> Progress:
         if not self.folder.last.is_file():
@@ -153,15 +165,17 @@ class Trainer:
     def _batches(self, step: int) -> Iterator[Batch]:
         config = self.config
         accumulate = config.train.accumulate
+        index, prompted = self.job.index, self.job.tunable.model.prompted
         return iter(
             train_loader(
-                self.job.index,
+                index,
                 config.data,
                 batch_size=config.train.batch_size,
                 seed=config.train.seed,
                 start_step=step * accumulate,
                 num_steps=(self.job.num_steps - step) * accumulate,
                 crop=self.job.crop,
+                prompts=PromptSource(config.data, prompted, index.classes.ignore_index) if prompted else None,
             )
         )
 
@@ -178,7 +192,7 @@ class Trainer:
             images = batch.images.to(self.job.device, memory_format=torch.channels_last, non_blocking=True)
             masks = batch.masks.to(self.job.device, non_blocking=True)
             with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                output: SegOutput = model(images)
+                output: SegOutput = model(images, prompts=to_device(batch.prompts, self.job.device))
                 loss = self._total_loss(output, masks)
                 names += batch.names
                 if not torch.isfinite(loss):

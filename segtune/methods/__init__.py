@@ -9,6 +9,7 @@ METHODS = Registry(
     {
         "full": "segtune.methods.full:Full",
         "scratch": "segtune.methods.scratch:Scratch",
+        "zero-shot": "segtune.methods.zero_shot:ZeroShot",
         "head": "segtune.methods.head:Head",
         "bitfit": "segtune.methods.bitfit:BitFit",
         "norm": "segtune.methods.norm:Norm",
@@ -25,6 +26,9 @@ METHODS = Registry(
         "pissa": "segtune.methods.pissa:Pissa",
         "ssf": "segtune.methods.ssf:Ssf",
         "adapter": "segtune.methods.adapter:Adapter",
+        "sam-adapter": "segtune.methods.sam_adapter:SamAdapter",
+        "vpt": "segtune.methods.vpt:Vpt",
+        "lst": "segtune.methods.lst:Lst",
         "peft:": "segtune.methods.peft:Peft",
     },
 )

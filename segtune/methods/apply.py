@@ -37,7 +37,7 @@ class Applied:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites in use, in the model's order."""
-        return tuple(site for site in self.host.sites if site.name in self.host.used)
+        return tuple(site for site in self.host.sites if site in self.host.used)
 
     @property
     def operations(self) -> tuple[Operation, ...]:

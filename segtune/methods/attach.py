@@ -203,7 +203,7 @@ def attach(layer: nn.Module, name: str, operation: Operation) -> None:
     """Puts an operation on a layer, behind those it has of the same order.
 
     Args:
-        layer: any module whose first argument and only result are tensors.
+        layer: any module whose first argument is a tensor, and whose result is what `after` expects.
         name: the operation's name, unique on this layer.
         operation: put on the layer's device, and into its training mode.
     """

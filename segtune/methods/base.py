@@ -8,7 +8,7 @@ be undone and so that ownership is known by object, never by a parameter's name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -48,6 +48,9 @@ class PlacementSettings(MethodSettings):
     )
     first_blocks: int | None = Field(None, ge=1, description="only the first n blocks")
     last_blocks: int | None = Field(None, ge=1, description="only the last n blocks")
+    attention: Literal["all", "global", "windowed"] = Field(
+        "all", description="only blocks that attend to the whole image, or only within windows"
+    )
 
 
 class Role(StrEnum):
@@ -88,7 +91,7 @@ class Host:
     keep_originals: bool = True
     unused: frozenset[str] = frozenset()
     head_trained: bool = False
-    used: dict[str, Site] = field(default_factory=dict)
+    used: set[Site] = field(default_factory=set)
     owned: dict[Tensor, Owned] = field(default_factory=dict)
     operations: list[tuple[Site, str, Operation]] = field(default_factory=list)
     _undo: list[Callable[[], None]] = field(default_factory=list)
@@ -140,9 +143,10 @@ class Host:
             and any(fnmatchcase(site.name, glob) for glob in placement.include)
             and not any(fnmatchcase(site.name, glob) for glob in placement.exclude)
             and self._in_blocks(site, placement)
+            and placement.attention in ("all", _attention(site))
         ]
         if not chosen:
-            self._refuse(kinds, offered, method)
+            self._refuse(kinds, offered, placement, method)
         return chosen
 
     def kind_of(self, site: Site) -> SiteKind:
@@ -164,12 +168,21 @@ class Host:
             last is not None and site.block >= num_blocks - last
         )
 
-    def _refuse(self, kinds: Collection[SiteKind], offered: list[Site], method: str) -> None:
+    def _refuse(
+        self, kinds: Collection[SiteKind], offered: list[Site], placement: PlacementSettings, method: str
+    ) -> None:
+        attention = sorted({_attention(site) or "" for site in offered} - {""})
+        if offered and placement.attention not in ("all", *attention):
+            found = " and ".join(f"{form} ones" for form in attention) or "none that says how it attends"
+            raise NoSiteError(
+                f"{method}: method.attention={placement.attention}, and there is no such block in this model",
+                hint=f"it has {found}; method.attention=all takes every block",
+            )
         if offered:
             examples = ", ".join(site.name for site in offered[:4])
             raise NoSiteError(
-                f"{method}: {len(offered)} sites are of the right kind, but include, exclude, parts and"
-                " blocks together leave none",
+                f"{method}: {len(offered)} sites are of the right kind, but include, exclude, parts, blocks"
+                " and attention together leave none",
                 hint=f"names of such sites: {examples}",
             )
         kinds_offered = sorted({str(site.kind) for site in self.sites})
@@ -196,10 +209,10 @@ class Host:
             constant = parameter_name in operation.constants
             parameter.requires_grad_(not constant)
             self.owned[parameter] = Owned(parameter, Role.ADAPTER, constant=constant)
-            self.used[site.name] = site
+            self.used.add(site)
         for buffer_name, buffer in operation.named_buffers():
             self.owned[buffer] = Owned(buffer, Role.ADAPTER, constant=buffer_name in operation.constants)
-            self.used[site.name] = site
+            self.used.add(site)
 
     def _refuse_clash(self, site: Site, name: str, operation: Operation) -> None:
         """What runs in place of a layer does not see the weight as others have changed it."""
@@ -223,7 +236,7 @@ class Host:
             if parameter is not None and parameter not in self.owned:
                 parameter.requires_grad_(True)
                 self._own(parameter, role)
-                self.used[site.name] = site
+                self.used.add(site)
 
     def train_everything(self) -> None:
         """Trains every parameter of the model, also those that lie outside of sites."""
@@ -274,8 +287,13 @@ class Method(ABC):
     random_base: ClassVar[bool] = False
     """True where the base starts from random weights whatever weights were asked for."""
 
+    trains: ClassVar[bool] = True
+    """False where the method trains nothing, so that a run of it takes no step."""
+
     starts_as_base: ClassVar[bool] = True
-    """False where the output at the start is close to the base's, but not the same; the file says why."""
+    """False where the output at the start is not the same as the base's; the file says why."""
+    start_difference: ClassVar[float] = 1e-3
+    """How far it may be from the base's then, as a fraction of the base's largest value; inf: any far."""
 
     learning_rate: ClassVar[float] = 1e-3
     """Peak learning rate of `optim.learning_rate=auto`, where `rate_for` does not say otherwise."""
@@ -302,6 +320,17 @@ class Method(ABC):
     @abstractmethod
     def num_parameters(self, site: Site) -> int:
         """The docstring's formula: how many parameters the method trains at one of its sites."""
+
+    def total_parameters(self, sites: Sequence[Site]) -> int:
+        """The same for all sites in use: the sum, unless what is at one depends on the others."""
+        return sum(self.num_parameters(site) for site in sites)
+
+
+def _attention(site: Site) -> str | None:
+    """How a site's block attends; None where it does not, or where the model does not say."""
+    if site.windowed is None:
+        return None
+    return "windowed" if site.windowed else "global"
 
 
 def leaf_sites(sites: Iterable[Site]) -> list[Site]:

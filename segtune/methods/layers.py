@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,3 +134,14 @@ class OutputOperation(Operation):
             bias.copy_(changed)
         elif changed is not None:
             layer._parameters["bias"] = nn.Parameter(changed.to(weight.dtype))
+
+
+def first_of(output: Tensor | tuple[Any, ...]) -> Tensor:
+    """What a block puts out, where it gives a tensor or a tuple with the tensor in front."""
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """A block's output with another tensor in the place of the first."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtune.errors import TrainingError
+from segtune.errors import TrainingError, UsageError
 from segtune.models.proposals import combine
-from segtune.types import InputSpec, Proposals, SegOutput, Site
+from segtune.types import InputSpec, Prompts, Proposals, SegOutput, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ class SegModel(nn.Module):
 
     A family implements `encode_maps`, `decode_maps`, `sites` and `head_names`; this class
     normalises, pads to the network's multiple, crops back and resizes to the size asked for, so
-    that every height and width works.
+    that every height and width works. A family that is prompted names the kinds in `prompted` and
+    implements `decode_prompted` as well.
 
     Args:
         num_classes: K, at least 2.
@@ -81,6 +82,8 @@ class SegModel(nn.Module):
         """Batch norms behind a global pooling: with one image they have one value to normalise."""
         self.unused: frozenset[str] = frozenset()
         """Names of parameters on which no output depends (parts of an encoder that are not needed)."""
+        self.prompted: frozenset[str] = frozenset()
+        """What each object must be pointed at with, "box" and "point"; empty: the model takes no prompts."""
         self.proposes_masks = False
         """Whether `proposals` gives something: a loss that matches proposals can train this model."""
 
@@ -93,6 +96,10 @@ class SegModel(nn.Module):
     @abstractmethod
     def decode_maps(self, maps: Any, padded: tuple[int, int]) -> Tensor:
         """Feature maps to logits [B, K, *, *], at any resolution."""
+
+    def decode_prompted(self, maps: Any, padded: tuple[int, int], prompts: Prompts) -> Tensor:
+        """Feature maps and the objects pointed at to logits [B, K, *, *]; for models with `prompted`."""
+        raise NotImplementedError
 
     def auxiliary_maps(self, maps: Any) -> dict[str, Tensor]:
         """Feature maps to logits of auxiliary classifiers, by name; empty where there are none."""
@@ -158,16 +165,36 @@ class SegModel(nn.Module):
             -width % multiple, minimum - width
         )
 
-    def decode(self, features: Features, size: tuple[int, int] | None = None) -> Tensor:
-        """Features to logits [B, K, *size]; size defaults to that of the images."""
-        return self._fit(self.decode_maps(features.maps, features.padded), features, size)
+    def decode(
+        self, features: Features, size: tuple[int, int] | None = None, prompts: Prompts | None = None
+    ) -> Tensor:
+        """Features to logits [B, K, *size]; size defaults to that of the images.
 
-    def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> SegOutput:
-        """Images [B, C, H, W] to logits at `size`, with auxiliary logits and proposals while training."""
+        Raises:
+            UsageError: prompts are missing, or the model takes none.
+        """
+        if prompts is None and not self.prompted:
+            return self._fit(self.decode_maps(features.maps, features.padded), features, size)
+        prompts = self._checked(prompts)
+        return self._fit(self.decode_prompted(features.maps, features.padded, prompts), features, size)
+
+    def forward(
+        self, images: Tensor, size: tuple[int, int] | None = None, prompts: Prompts | None = None
+    ) -> SegOutput:
+        """Images [B, C, H, W] to logits at `size`, with auxiliary logits and proposals while training.
+
+        Args:
+            images: float32 [B, C, H, W] in [0, 1].
+            size: height and width of the logits in pixels; default: those of the images.
+            prompts: the objects of each image, for models with `prompted`.
+
+        Raises:
+            UsageError: prompts are missing, or the model takes none.
+        """
         features = self.encode(images)
         proposals = self.proposals(features.maps) if self.training else None
         if proposals is None:
-            output = SegOutput(logits=self.decode(features, size))
+            output = SegOutput(logits=self.decode(features, size, prompts))
         else:
             output = SegOutput(logits=self._fit(combine(proposals), features, size))
             output.proposals = self._without_padding(proposals, features)
@@ -186,6 +213,19 @@ class SegModel(nn.Module):
         if size is not None and size != features.size:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits
+
+    def _checked(self, prompts: Prompts | None) -> Prompts:
+        """The prompts, with all that the model needs."""
+        if not self.prompted:
+            raise UsageError("this model takes no prompts", hint="model.prompts=box (sam-..., sam2-...)")
+        given = {"box": prompts and prompts.boxes, "point": prompts and prompts.points}
+        missing = sorted(kind for kind in self.prompted if given[kind] is None)
+        if prompts is None or missing:
+            raise UsageError(
+                f"this model needs prompts for each object ({' and '.join(sorted(self.prompted))})",
+                hint="model(images, prompts=Prompts(...)); model.prompts=none builds it without prompts",
+            )
+        return prompts
 
     def _without_padding(self, proposals: Proposals, features: Features) -> Proposals:
         """The same where nothing was padded: masks are then left at the network's own resolution."""

@@ -1,18 +1,25 @@
-"""Segment Anything (SAM) as a semantic model: no prompts, any image size, two or more classes.
+"""Segment Anything (SAM): without prompts as a semantic model, or with a box or points for each object.
 
-The network is the whole published one, so that its weights come in and go out as they are. Without a
-prompt the mask decoder gets SAM's own embedding for "no prompt".
+The network is the whole published one, so that its weights come in and go out as they are. It takes
+images of any size; the published weights were trained on images whose longer side is 1024 pixels.
 
-Two classes: the first mask token with its hyper-network gives one map z; the logits are 0 for the
-background and z for the foreground, so that softmax is sigmoid(z) and cross entropy is that of the
-published mask. The first of the four tokens is the one that SAM answers with where a single mask is
-asked for. The other three stay in the attention, as in pretraining; their hyper-networks, the IoU
+Without prompts (`model.prompts=none`, the default) the mask decoder gets SAM's own embedding for
+"no prompt". Two classes: the first mask token with its hyper-network gives one map z; the logits are
+0 for the background and z for the foreground, so that softmax is sigmoid(z) and cross entropy is that
+of the published mask. The first of the four tokens is the one that SAM answers with where a single
+mask is asked for. The other three stay in the attention, as in pretraining; their hyper-networks, the IoU
 head and the encoders of points, boxes and masks have no part in the output.
 
 More classes: N mask tokens with the first hyper-network, each with a class (sam_semantic.py). They
 start as the first mask token plus noise, without which they would stay equal, and with a preference
 for one class each, without which cross entropy could not tell them apart. The loss `set_matching` trains
 the proposals themselves, as Conv-LoRA does; every other loss trains the logits they are combined into.
+
+With prompts (`model.prompts=box`, `point` or `box+point`) each object of an image has a class and is
+pointed at; the published network gives its mask, and the masks are combined to logits of classes
+(sam_prompts.py). Nothing is new then, for any number of classes: the model can be scored as it was
+published (`zero-shot`). Where prompts come from: data/prompts.py in training and scoring,
+`segtune predict --prompts` in prediction.
 
 The whole mask decoder is the head: every method trains it, unless `method.train_head=false`.
 
@@ -31,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -41,9 +48,11 @@ from segtune.models.base import PublishedWeights, SegModel, input_spec
 from segtune.models.proposals import combine
 from segtune.models.sam_layout import to_transformers
 from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
-from segtune.models.sam_semantic import TokenClassifier, propose
+from segtune.models.sam_prompts import KINDS, combine_objects, embed_prompts, is_unused_embedding
+from segtune.models.sam_semantic import TokenClassifier, fit_tokens, propose
+from segtune.models.sam_sites import head_sites, thirds
 from segtune.settings import Settings
-from segtune.types import Access, Part, Proposals, Site, SiteKind
+from segtune.types import Part, Prompts, Proposals, Site, SiteKind
 
 _SIZES = {
     "sam-vit-base": SamSizes(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
@@ -64,6 +73,7 @@ _MEDICAL = "wanglab/medsam-vit-base"
 _BLOCK_KINDS = {
     "": SiteKind.BLOCK,
     "layer_norm1": SiteKind.NORM,
+    "attn.tokens": SiteKind.TOKENS,
     "attn.qkv": SiteKind.ATTENTION_QKV,
     "attn.proj": SiteKind.ATTENTION_PROJ,
     "layer_norm2": SiteKind.NORM,
@@ -81,11 +91,17 @@ _NECK_KINDS = {
 class SamSettings(Settings):
     """What is built; sizes left out are those of the published network."""
 
+    prompts: Literal["none", "box", "point", "box+point"] = Field(
+        "none", description="what each object is pointed at with; none: a semantic model without prompts"
+    )
     checkpointing: bool = Field(
         False, description="keep only the inputs of encoder blocks for the backward pass: less memory, slower"
     )
     num_tokens: int | None = Field(
-        None, ge=1, le=1000, description="N, mask tokens for 3 or more classes; default: K, at least 10"
+        None,
+        ge=1,
+        le=1000,
+        description="N, mask tokens for 3 or more classes without prompts; default: K, at least 10",
     )
     width: int | None = Field(None, ge=1, description="channels of the image encoder")
     depth: int | None = Field(None, ge=1, description="blocks of the image encoder")
@@ -104,12 +120,12 @@ class SamSettings(Settings):
 
 
 class Sam(SegModel):
-    """SAM without prompts.
+    """SAM, with prompts or without.
 
     Args:
         variant: the registered name.
         num_classes: K, at least 2.
-        settings: checkpointing, mask tokens, and sizes other than the published ones.
+        settings: prompts, checkpointing, mask tokens, and sizes other than the published ones.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -117,7 +133,7 @@ class Sam(SegModel):
     """
 
     def __init__(self, variant: str, num_classes: int, settings: SamSettings) -> None:
-        changed = settings.model_dump(exclude_none=True, exclude={"checkpointing", "num_tokens"})
+        changed = settings.model_dump(exclude_none=True, exclude={"prompts", "checkpointing", "num_tokens"})
         sizes = replace(_SIZES[variant], **changed)
         sizes.check()
         super().__init__(num_classes, input_spec(3, multiple=sizes.patch_size))
@@ -130,7 +146,8 @@ class Sam(SegModel):
         self.mask_decoder: Any = network.mask_decoder
         self.class_tokens: nn.Embedding | None = None
         self.classifier: TokenClassifier | None = None
-        self.proposes_masks = num_classes > 2
+        self.prompted = KINDS[settings.prompts]
+        self.proposes_masks = num_classes > 2 and not self.prompted
         if self.proposes_masks:
             num_tokens = settings.num_tokens or max(10, num_classes)
             self.class_tokens = nn.Embedding(num_tokens, sizes.decoder_width)
@@ -157,6 +174,30 @@ class Sam(SegModel):
         foreground: Tensor = masks[:, 0]  # [B, 1, 4 h, 4 w]
         return torch.cat([torch.zeros_like(foreground), foreground], dim=1)
 
+    def decode_prompted(self, maps: Tensor, padded: tuple[int, int], prompts: Prompts) -> Tensor:
+        """Embeddings and the objects pointed at to logits [B, K, 4 h, 4 w]."""
+        return combine_objects(self.object_masks(maps, padded, prompts), prompts.classes, self.num_classes)
+
+    def object_masks(self, maps: Tensor, padded: tuple[int, int], prompts: Prompts) -> Tensor:
+        """The published network's mask of each object.
+
+        Args:
+            maps: [B, D, h, w], of `encode_maps`.
+            padded: height and width of the padded images in pixels.
+            prompts: of N objects.
+
+        Returns:
+            Mask logits [B, N, 4 h, 4 w]; those of objects of class -1 mean nothing.
+        """
+        masks: Tensor = self.mask_decoder(
+            image_embeddings=maps,
+            image_positional_embeddings=self._positions(maps).repeat(len(maps), 1, 1, 1),
+            sparse_prompt_embeddings=embed_prompts(self.prompt_encoder, self.prompted, prompts, padded),
+            dense_prompt_embeddings=self._no_prompt(),
+            multimask_output=False,
+        )[0]
+        return masks[:, :, 0]
+
     def proposals(self, maps: Tensor) -> Proposals | None:
         """Embeddings to the masks and classes of N tokens; None for two classes, which have one mask."""
         if self.class_tokens is None or self.classifier is None:
@@ -174,7 +215,7 @@ class Sam(SegModel):
         return tuple(self._list_sites())
 
     def head_names(self) -> tuple[str, ...]:
-        """The classifier of mask tokens; for two classes nothing is new."""
+        """The classifier of mask tokens; for two classes, and with prompts, nothing is new."""
         return () if self.classifier is None else ("classifier",)
 
     def encoder_names(self) -> tuple[str, ...]:
@@ -207,15 +248,7 @@ class Sam(SegModel):
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accepts the original code's layout, and files for another number of classes."""
-        state = to_transformers(state)
-        if self.class_tokens is None:
-            return {k: v for k, v in state.items() if not k.startswith(("class_tokens.", "classifier."))}
-        own = self.class_tokens.weight.detach()  # [N, D]
-        found = state.get("class_tokens.weight")
-        published = state.get("mask_decoder.mask_tokens.weight")  # [4, D]
-        if published is None or (found is not None and found.shape == own.shape):
-            return state
-        return {**state, "class_tokens.weight": published[:1] + own * published.std()}
+        return fit_tokens(to_transformers(state), self.class_tokens)
 
     def _positions(self, maps: Tensor) -> Tensor:
         grid = (maps.shape[2], maps.shape[3])
@@ -228,7 +261,7 @@ class Sam(SegModel):
 
     def _is_unused(self, name: str) -> bool:
         if name.startswith("prompt_encoder."):
-            return not name.startswith("prompt_encoder.no_mask_embed.")
+            return is_unused_embedding(name.removeprefix("prompt_encoder."), self.prompted)
         hyper_networks = "mask_decoder.output_hypernetworks_mlps."
         if name.startswith(hyper_networks):
             return not name.startswith(f"{hyper_networks}0.")
@@ -237,21 +270,14 @@ class Sam(SegModel):
 
     def _list_sites(self) -> Iterator[Site]:
         encoder, prefix = self.vision_encoder, "vision_encoder"
-        patches = f"{prefix}.patch_embed"
-        yield Site(
-            name=patches,
-            kind=SiteKind.TOKENS,
-            module=encoder.patch_embed,
-            part=Part.ENCODER,
-            channel_axis=-1,
-        )
-        projection = f"{patches}.projection"
+        projection = f"{prefix}.patch_embed.projection"
         yield Site(
             name=projection,
             kind=SiteKind.CONV,
             module=self.get_submodule(projection),
             part=Part.ENCODER,
         )
+        channels = encoder.pos_embed.shape[-1]
         for index, layer in enumerate(encoder.layers):
             for name, kind in _BLOCK_KINDS.items():
                 yield Site(
@@ -262,7 +288,9 @@ class Sam(SegModel):
                     block=index,
                     windowed=index not in self._global_blocks,
                     channel_axis=-1,
-                    splits=_thirds(layer.get_submodule(name)) if kind is SiteKind.ATTENTION_QKV else (),
+                    channels=channels if kind in (SiteKind.BLOCK, SiteKind.TOKENS) else None,
+                    splits=thirds(layer.get_submodule(name)) if kind is SiteKind.ATTENTION_QKV else (),
+                    port=kind is SiteKind.TOKENS,
                 )
         for name, kind in _NECK_KINDS.items():
             yield Site(
@@ -271,29 +299,4 @@ class Sam(SegModel):
                 module=encoder.neck.get_submodule(name),
                 part=Part.NECK,
             )
-        for name, module in self.named_modules():
-            own = [f"{name}.{key}" for key in module._parameters]
-            if name.startswith(("mask_decoder.", "class")) and own and self.unused.isdisjoint(own):
-                yield _head_site(name, module)
-
-
-def _thirds(layer: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    """Where q, k and v are among a fused layer's outputs."""
-    assert isinstance(layer, nn.Linear)
-    width = layer.in_features
-    return tuple((name, index * width, (index + 1) * width) for index, name in enumerate("qkv"))
-
-
-def _head_site(name: str, module: nn.Module) -> Site:
-    channel_first = (
-        isinstance(module, nn.ConvTranspose2d) or getattr(module, "data_format", "") == "channels_first"
-    )
-    return Site(
-        name=name,
-        kind=SiteKind.HEAD,
-        module=module,
-        part=Part.HEAD,
-        channel_axis=1 if channel_first else -1,
-        # Tokens are read, never looked up.
-        access=Access.WEIGHT if isinstance(module, nn.Embedding) else Access.CALL,
-    )
+        yield from head_sites(self)

@@ -47,6 +47,11 @@ def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors under the names of transformers' SamModel, whichever layout it has."""
     if any(key.startswith("image_encoder.") for key in state):
         state = {_rename(key): value for key, value in state.items()}
+    return both_tables(state)
+
+
+def both_tables(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, with the table of frequencies under both of its names."""
     for name, other in (_TABLES, _TABLES[::-1]):
         if name in state and other not in state:
             state = {**state, other: state[name]}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segtune.errors import MissingExtraError, UsageError
+from segtune.models.sam_attention import WindowAttention
 
 _STANDARD_DEVIATION = 0.02
 """Of random positions."""
@@ -144,8 +145,8 @@ class PatchEmbedding(nn.Module):
 class ImageEncoder(nn.Module):
     """SAM's image encoder for every grid of patches, square or not.
 
-    The library's encoder takes images of one size. Here absolute positions are interpolated to the
-    grid; the relative positions of global blocks are interpolated by the library's own attention.
+    The library's encoder takes images of one size. Here absolute and relative positions are interpolated
+    to the grid, and attention has a place where tokens may join.
 
     Args:
         encoder: transformers' SamVisionEncoder, whose layers are taken over.
@@ -158,6 +159,8 @@ class ImageEncoder(nn.Module):
         self.patch_embed = PatchEmbedding(encoder.patch_embed.projection)
         self.pos_embed: nn.Parameter = encoder.pos_embed  # [1, h0, w0, C]
         self.layers: nn.ModuleList = encoder.layers
+        for layer in encoder.layers:
+            layer.attn = WindowAttention(layer.attn, layer.layer_norm1)
         self.neck: nn.Module = encoder.neck
 
     def forward(self, images: Tensor) -> Tensor:

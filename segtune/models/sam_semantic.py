@@ -10,6 +10,7 @@ Source
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,33 +51,113 @@ class TokenClassifier(nn.Module):
         return logits + self.preferences.weight
 
 
+def run_decoder(
+    decoder: Any,
+    tokens: Tensor,
+    embeddings: Tensor,
+    positions: Tensor,
+    *,
+    sparse: Tensor | None = None,
+    fine: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    """Runs the mask decoder up to its hyper-networks, with any mask tokens.
+
+    Args:
+        decoder: transformers' SamMaskDecoder or Sam2MaskDecoder.
+        tokens: mask tokens [N, D].
+        embeddings: of the image, with the prompt's dense part added, [B, D, h, w].
+        positions: positional encoding [1, D, h, w].
+        sparse: tokens of the prompts of P objects, [B, P, T, D]; None: one object without any.
+        fine: of SAM 2, what is added after the second and the first upscaling: [B, D / 8, 4 h, 4 w] and
+            [B, D / 4, 2 h, 2 w].
+
+    Returns:
+        The mask tokens [B, P, N, D], and the upscaled image [B, P, D / 8, 4 h, 4 w].
+    """
+    batch, channels, height, width = embeddings.shape
+    num_objects = 1 if sparse is None else sparse.shape[1]
+    first = [decoder.iou_token.weight]
+    if hasattr(decoder, "obj_score_token"):
+        first.insert(0, decoder.obj_score_token.weight)
+    queries = torch.cat([*first, tokens]).expand(batch, num_objects, -1, -1)
+    if sparse is not None:
+        queries = torch.cat([queries, sparse], dim=2)
+    found, image = decoder.transformer(
+        point_embeddings=queries,
+        image_embeddings=embeddings.repeat_interleave(num_objects, dim=0),
+        image_positional_embeddings=positions.expand(batch * num_objects, -1, -1, -1),
+        attention_similarity=None,
+    )
+    found = found[:, :, len(first) : len(first) + len(tokens)]  # [B, P, N, D]
+    image = image[:, 0].transpose(1, 2).reshape(-1, channels, height, width)  # [B P, D, h, w]
+    image = decoder.upscale_conv1(image)
+    if fine:
+        image = image + fine[1].repeat_interleave(num_objects, dim=0)
+    image = decoder.upscale_conv2(decoder.activation(decoder.upscale_layer_norm(image)))
+    if fine:
+        image = image + fine[0].repeat_interleave(num_objects, dim=0)
+    return found, decoder.activation(image).unflatten(0, (batch, num_objects))
+
+
+def first_masks(decoder: Any, tokens: Tensor, image: Tensor) -> Tensor:
+    """Masks by the first hyper-network.
+
+    Args:
+        decoder: as for `run_decoder`.
+        tokens: [B, N, D].
+        image: upscaled, [B, D / 8, H, W].
+
+    Returns:
+        Mask logits [B, N, H, W].
+    """
+    weights: Tensor = decoder.output_hypernetworks_mlps[0](tokens)  # [B, N, D / 8]
+    return (weights @ image.flatten(2)).reshape(*weights.shape[:2], *image.shape[2:])
+
+
 def propose(
-    decoder: Any, tokens: Tensor, classifier: nn.Module, embeddings: Tensor, positions: Tensor
+    decoder: Any,
+    tokens: Tensor,
+    classifier: nn.Module,
+    embeddings: Tensor,
+    positions: Tensor,
+    *,
+    sparse: Tensor | None = None,
+    fine: Sequence[Tensor] = (),
 ) -> Proposals:
     """Runs the mask decoder with other mask tokens than its own.
 
     Args:
-        decoder: transformers' SamMaskDecoder.
+        decoder: as for `run_decoder`.
         tokens: mask tokens [N, D].
         classifier: a `TokenClassifier` of these tokens.
         embeddings: of the image, with the prompt's dense part added, [B, D, h, w].
         positions: positional encoding [1, D, h, w].
+        sparse: tokens that say there is no prompt, [B, 1, T, D], of SAM 2.
+        fine: as for `run_decoder`.
 
     Returns:
         N proposals, their masks at four times the resolution of the embeddings.
     """
-    batch, channels, height, width = embeddings.shape
-    queries = torch.cat([decoder.iou_token.weight, tokens])  # [1 + N, D]
-    found, image = decoder.transformer(
-        point_embeddings=queries.expand(batch, 1, -1, -1),
-        image_embeddings=embeddings,
-        image_positional_embeddings=positions.expand(batch, -1, -1, -1),
-        attention_similarity=None,
-    )
-    found = found[:, 0, 1:]  # [B, N, D]
-    image = image[:, 0].transpose(1, 2).reshape(batch, channels, height, width)
-    image = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
-    image = decoder.activation(decoder.upscale_conv2(image))  # [B, D / 8, 4 h, 4 w]
-    weights = decoder.output_hypernetworks_mlps[0](found)  # [B, N, D / 8]
-    masks = (weights @ image.flatten(2)).unflatten(2, image.shape[2:])
-    return Proposals(class_logits=classifier(found), mask_logits=masks)
+    found, image = run_decoder(decoder, tokens, embeddings, positions, sparse=sparse, fine=fine)
+    masks = first_masks(decoder, found[:, 0], image[:, 0])
+    return Proposals(class_logits=classifier(found[:, 0]), mask_logits=masks)
+
+
+def fit_tokens(state: dict[str, Tensor], tokens: nn.Embedding | None) -> dict[str, Tensor]:
+    """A file's tensors for a model with so many class tokens, or with none.
+
+    Args:
+        state: under the model's names; may come from a model for another number of classes.
+        tokens: the model's class tokens; None where it has no classifier.
+
+    Returns:
+        Where the file has none that fit, class tokens that start as the published mask token plus noise.
+    """
+    if tokens is None:
+        return {k: v for k, v in state.items() if not k.startswith(("class_tokens.", "classifier."))}
+    own = tokens.weight.detach()  # [N, D]
+    found = state.get("class_tokens.weight")
+    published = state.get("mask_decoder.mask_tokens.weight")  # [4, D]
+    if published is None or (found is not None and found.shape == own.shape):
+        return state
+    return {**state, "class_tokens.weight": published[:1] + own * published.std()}

@@ -166,7 +166,22 @@ class SmpModel(SegModel):
             linear_kind=_linear_kind,
             traced=traced,
         )
-        return tuple(replace(site, splits=_splits(site)) for site in sites)
+        found: list[Site] = []
+        for site in sites:
+            found.append(replace(site, splits=_splits(site)))
+            if site.kind is SiteKind.BLOCK and _takes_tokens(site.module):
+                found.append(replace(site, name=f"{site.name}.tokens", kind=SiteKind.TOKENS))
+        return tuple(found)
+
+
+def _takes_tokens(block: nn.Module) -> bool:
+    """Whether a block mixes a sequence of any length, as those of the plain vision transformer do."""
+    if type(block).__module__ != "timm.models.vision_transformer":
+        return False
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block
+
+    return type(block) is Block and type(block.attn) is Attention
 
 
 def _decoder_name(variant: str) -> str:

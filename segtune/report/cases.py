@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
@@ -14,6 +15,8 @@ from segtune.config.run import RunConfig
 from segtune.data.base import Classes, DataIndex, Sample
 from segtune.data.open import open_data
 from segtune.data.preview import overlay
+from segtune.data.prompts import PromptSource
+from segtune.data.settings import DataSettings
 from segtune.data.transforms import to_tensor
 from segtune.engine.build import build_tunable, choose_device, place
 from segtune.engine.infer import Inference, InferenceSettings
@@ -88,7 +91,7 @@ def draw_cases(runs: Sequence[RunRecord]) -> list[Case]:
     for label, inference in _answerers(runs, config, index.classes):
         columns.append(label)
         for row, wrong, sample in zip(pictures, errors, wanted, strict=True):
-            predicted = _predict(inference, index, sample)
+            predicted = _predict(inference, index, sample, config.data)
             row.append(_shown(index, sample, predicted))
             wrong.append(_errors(row[0], predicted, index, sample))
     legend = [*zip(index.classes.names, index.classes.palette, strict=True), ("wrong (below)", WRONG)]
@@ -120,9 +123,15 @@ def _answerers(
         yield run.label, Inference(loaded.tunable.model, settings)
 
 
-def _predict(inference: Inference, index: DataIndex, sample: Sample) -> Classification:
+def _predict(
+    inference: Inference, index: DataIndex, sample: Sample, settings: DataSettings
+) -> Classification:
     image = to_tensor(index.reader.image(sample))[None]
-    predicted: Classification = inference.classes(image)[0].numpy().astype(np.uint8)
+    prompts = None
+    if inference.model.prompted:  # as for the scores
+        source = PromptSource(settings, inference.model.prompted, index.classes.ignore_index)
+        prompts = source.exact(torch.from_numpy(np.ascontiguousarray(index.reader.mask(sample))))
+    predicted: Classification = inference.classes(image, prompts)[0].numpy().astype(np.uint8)
     return predicted
 
 

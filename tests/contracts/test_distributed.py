@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from segtune.methods import METHODS
-from tests.contracts.table import images, loss_of, make_applied, make_model, masks, model_for
+from tests.contracts.table import ALL_METHODS, images, loss_of, make_applied, make_model, masks, model_for
 
-ALL_METHODS = [name for name in METHODS if not name.endswith(":")] + ["lora+norm+bitfit", "peft:loha"]
+METHODS = [*ALL_METHODS, "lora+norm+bitfit", "peft:loha"]
 MODEL = "unet-bilinear"  # group norm: its statistics do not depend on how a batch is split
 DEPENDS_ON_SPLIT = {"conv-lora", "conv-lora:inception"}
 """Methods whose noise and balance loss are those of each process's own part of the batch."""
@@ -30,7 +29,7 @@ def _worker(rank: int, port: int, folder: str) -> None:
         timeout=timedelta(seconds=60),
     )
     gradients = {}
-    for method in ALL_METHODS:
+    for method in METHODS:
         model = make_model(model_for(method.partition("+")[0], MODEL))
         applied = make_applied(model, method)
         model.train()
@@ -54,7 +53,7 @@ def distributed_gradients(tmp_path_factory):
     return [torch.load(folder / f"gradients{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("method", ALL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_process_has_the_same_gradients(distributed_gradients, method):
     first, second = (gradients[method] for gradients in distributed_gradients)
     assert first.keys() == second.keys()
@@ -62,7 +61,7 @@ def test_every_process_has_the_same_gradients(distributed_gradients, method):
         assert torch.equal(gradient, second[name]), name
 
 
-@pytest.mark.parametrize("method", [name for name in ALL_METHODS if name not in DEPENDS_ON_SPLIT])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in DEPENDS_ON_SPLIT])
 def test_gradients_equal_those_of_one_process(distributed_gradients, method):
     model = make_model(model_for(method.partition("+")[0], MODEL))
     applied = make_applied(model, method)

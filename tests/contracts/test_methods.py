@@ -19,6 +19,7 @@ from segtune.methods.base import PlacementSettings
 from segtune.methods.full import Full
 from segtune.types import Part, Site, SiteKind
 from tests.contracts.table import (
+    ALL_METHODS,
     CASES,
     MODELS,
     images,
@@ -32,7 +33,10 @@ from tests.contracts.table import (
     train_steps,
 )
 
-ALL_METHODS = [name for name in METHODS if not name.endswith(":")]
+NOT_COMPOSED = {
+    ("sequence", "conv-lora+vpt"),  # convolutions need a grid, which a sequence with further tokens has not
+    ("deeplabv3", "lst+head"),  # of what reaches a side block, 1e-13 behind norms on tiny maps, nothing moves
+}
 
 
 @pytest.mark.parametrize(("model_name", "method"), CASES)
@@ -40,10 +44,12 @@ def test_output_is_unchanged_at_the_start(model_name, method):
     model = make_model(model_name)
     before = logits(model)
     make_applied(model, method)
-    if METHODS.load(method).starts_as_base:
+    loaded = METHODS.load(method)
+    if loaded.starts_as_base:
         assert torch.equal(logits(model), before)
     else:
-        assert torch.allclose(logits(model), before, rtol=1e-3, atol=1e-3 * before.abs().max().item())
+        difference = (logits(model) - before).abs().max() / before.abs().max()
+        assert 0 < difference < loaded.start_difference
 
 
 @pytest.mark.parametrize(("model_name", "method"), CASES)
@@ -66,7 +72,7 @@ def test_the_number_of_parameters_equals_the_formula(model_name, method):
     applied = make_applied(model, method)
     formula = METHODS.load(method).named(method, parts_of(method)[method])
     head = sum(p.numel() for s in model.sites() if s.kind is SiteKind.HEAD for p in s.module.parameters())
-    expected = head + sum(formula.num_parameters(s) for s in applied.sites if s.kind is not SiteKind.HEAD)
+    expected = head + formula.total_parameters([s for s in applied.sites if s.kind is not SiteKind.HEAD])
     if issubclass(METHODS.load(method), Full):  # positions and tokens lie outside of sites
         in_sites = {p for s in model.sites() for p in s.module._parameters.values()}
         named = model.named_parameters()
@@ -120,13 +126,13 @@ def test_remove_gives_the_base_back(model_name, method):
 def test_a_wrong_kind_of_site_is_refused_with_what_the_model_offers(method):
     model = nn.Sequential(nn.Embedding(4, 4), nn.Embedding(4, 4))
     sites = [
-        Site(name=str(i), kind=SiteKind.TOKENS, module=layer, part=Part.ENCODER)
+        Site(name=str(i), kind=SiteKind.STAGE, module=layer, part=Part.ENCODER)
         for i, layer in enumerate(model)
     ]
     parts = parts_of(method)
     if not isinstance(parts[method], METHODS.settings("bitfit").__mro__[1]):
         pytest.skip("trains whole parts, whatever their sites are")
-    with pytest.raises(NoSiteError, match="tokens"):
+    with pytest.raises(NoSiteError, match="stage"):
         apply(model, sites, parts)
     assert all(p.requires_grad for p in model.parameters()), "the model must be left as it was"
 
@@ -147,7 +153,12 @@ def test_works_in_training_mode_under_autocast(model_name, method):
 
 @pytest.mark.parametrize(
     ("model_name", "method"),
-    [*((model_for(method), method) for method in ALL_METHODS), ("segformer", "lora"), ("sam", "lora")],
+    [
+        *((model_for(method), method) for method in ALL_METHODS),
+        ("segformer", "lora"),
+        ("sam", "lora"),
+        ("sam", "vpt"),
+    ],
 )
 def test_compiles_without_graph_breaks(model_name, method):
     model = make_model(model_name)
@@ -170,7 +181,8 @@ def test_compiles_without_graph_breaks(model_name, method):
 
 
 @pytest.mark.parametrize(
-    ("model_name", "method"), [case for case in CASES if case[0] in ("unet", "deeplabv3", "attention")]
+    ("model_name", "method"),
+    [case for case in CASES if case[0] in ("unet", "deeplabv3", "attention", "sequence")],
 )
 def test_activation_checkpointing_gives_equal_gradients(model_name, method):
     gradients = []
@@ -203,16 +215,23 @@ def test_activation_checkpointing_gives_equal_gradients(model_name, method):
             "ia3+norm",
             "lora+ssf",
             "adapter+lora",
+            "lora+vpt",
+            "conv-lora+vpt",
+            "vpt+head",
+            "sam-adapter+vpt",
+            "lst+head",
         )
         for model_name in MODELS
         if all((model_name, part) in CASES for part in method.split("+"))
+        and (model_name, method) not in NOT_COMPOSED
     ],
 )
 def test_methods_compose(model_name, method):
     model = make_model(model_name)
     before = logits(model)
     applied = make_applied(model, method)
-    assert torch.equal(logits(model), before)
+    if all(METHODS.load(part).starts_as_base for part in method.split("+")):
+        assert torch.equal(logits(model), before)
     singles = [set(make_applied(make_model(model_name), part).owned()) for part in method.split("+")]
     assert set(applied.owned()) == set().union(*singles)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,13 +78,14 @@ class TinyAttention(SegModel):
 
     def sites(self) -> tuple[Site, ...]:
         """Attention and MLP layers, norms, patch embedding, blocks."""
-        return scan_sites(
+        sites = scan_sites(
             self,
             part=lambda _name: Part.ENCODER,
             head=self.head_names(),
             blocks=["blocks.0", "blocks.1"],
             linear_kind=lambda name: KINDS.get(name.rpartition(".")[2], SiteKind.MLP),
         )
+        return tuple(replace(s, channel_axis=-1) if s.kind is SiteKind.BLOCK else s for s in sites)
 
     def head_names(self) -> tuple[str, ...]:
         """The classifier."""

@@ -248,8 +248,8 @@ def test_evaluation_yields_whole_images_in_order(num_workers):
     chosen = index.samples[5:1:-1]
     settings = AUGMENTED.model_copy(update={"workers": num_workers, "resize": (8, 8)})
     got = list(eval_loader(index, chosen, settings))
-    assert [name for _, _, name in got] == ["5", "4", "3", "2"]
-    for (image, mask, _), sample in zip(got, chosen, strict=True):
+    assert [sample.name for sample in got] == ["5", "4", "3", "2"]
+    for (image, mask, *_), sample in zip(got, chosen, strict=True):
         assert image.dtype == torch.float32 and mask.dtype == torch.uint8
         assert np.array_equal((image.permute(1, 2, 0) * 255).round().byte(), index.reader.image(sample))
         assert np.array_equal(mask, index.reader.mask(sample))

@@ -14,7 +14,7 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -35,12 +35,16 @@ class Settings(BaseModel):
         """Lets "256,256", "a" and 3 stand for lists, as typed on a command line."""
         if not isinstance(values, dict):
             return values
-        lists = {name for name, info in cls.model_fields.items() if _takes_list(info.annotation)}
-        return {key: _as_list(value) if key in lists else value for key, value in values.items()}
+        lists = {
+            name: _words(info.annotation) | {"auto"}
+            for name, info in cls.model_fields.items()
+            if _takes_list(info.annotation)
+        }
+        return {key: _as_list(value, lists[key]) if key in lists else value for key, value in values.items()}
 
 
-def _as_list(value: Any) -> Any:
-    if isinstance(value, str) and value != "auto":
+def _as_list(value: Any, words: frozenset[Any]) -> Any:
+    if isinstance(value, str) and value not in words:
         return [item.strip() for item in value.split(",")]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -49,6 +53,15 @@ def _takes_list(annotation: Any) -> bool:
     if get_origin(annotation) is tuple:
         return True
     return get_origin(annotation) in {Union, types.UnionType} and any(map(_takes_list, get_args(annotation)))
+
+
+def _words(annotation: Any) -> frozenset[Any]:
+    """The single values, such as "auto", that may stand in place of a list."""
+    if get_origin(annotation) is Literal:
+        return frozenset(get_args(annotation))
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return frozenset().union(*map(_words, get_args(annotation)))
+    return frozenset()
 
 
 def source_path(module: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,10 @@ from segtune.cli.options import (
     set_option,
     weights_option,
 )
+from segtune.metrics import VOLUME_METRICS
+
+if TYPE_CHECKING:
+    from segtune.engine.evaluate import Evaluation
 
 
 @click.command("evaluate")
@@ -79,7 +84,21 @@ def command(
         [label, *(_cell(evaluation.per_class[name][k]) for name in names)]
         for k, label in enumerate(evaluation.class_names)
     ]
-    Console(highlight=False).print(make_table(["class", *names], rows))
+    console = Console(highlight=False)
+    console.print(make_table(["class", *names], rows))
+    if evaluation.volumes:
+        console.print(
+            make_table(["volume", "region", "Dice", "HD95 mm", "surface Dice"], _volume_rows(evaluation))
+        )
+
+
+def _volume_rows(evaluation: Evaluation) -> list[list[str]]:
+    """One row for each volume and region."""
+    return [
+        [case, region, *(_cell(scores[metric][region]) for metric in VOLUME_METRICS)]
+        for case, scores in evaluation.volumes.items()
+        for region in scores["volume_dice"]
+    ]
 
 
 def _cell(value: float | None) -> str:

@@ -34,7 +34,8 @@ def command(
 ) -> None:
     """Predict masks for IMAGES (files or folders) with the best model of RUN.
 
-    FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png.
+    FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png; of volumes
+    NAME.nii.gz in the space of the volume.
 
     A model that was tuned with prompts needs them here too, in a file such as {"image.png": [{"class":
     "polyp", "box": [left, top, right, bottom], "points": [[x, y]], "labels": [1]}]}: pixels of the image

@@ -15,14 +15,14 @@ from segtune.data.settings import DataSettings
 from segtune.errors import SettingsError, UnknownNameError
 from segtune.losses import LOSSES
 from segtune.methods import METHODS
-from segtune.metrics import METRICS, SALIENCY
+from segtune.metrics import METRICS, SALIENCY, VOLUME_METRICS
 from segtune.models import MODELS
 from segtune.registry import Registry, nearest
 from segtune.settings import Settings
 
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
-MONITORS = (*METRICS, CROSS_ENTROPY, *SALIENCY)
+MONITORS = (*METRICS, CROSS_ENTROPY, *SALIENCY, *VOLUME_METRICS)
 """Scores that can decide which checkpoint is the best."""
 
 
@@ -279,7 +279,11 @@ class _Loader:
     def _explain(
         self, section: str, owner: str, schema: type[Settings], error: Any, values: dict[str, Any]
     ) -> None:
-        key = str(error["loc"][0]) if error["loc"] else ""
+        place = error["loc"]
+        while len(place) > 1 and (below := _settings_below(schema, place[0])) is not None:
+            section, owner, schema = f"{section}.{place[0]}", f"{section}.{place[0]}", below
+            values, place = values[place[0]], place[1:]
+        key = str(place[0]) if place else ""
         if error["type"] == "extra_forbidden":
             self._unknown(section, key, error["input"], owner, schema.model_fields)
             return
@@ -295,6 +299,13 @@ class _Loader:
         # a union reports one line for each of its members; the user needs the key once
         if not any(problem.startswith(f"{section}.{key} = ") for problem in self.problems):
             self.problems.append(line)
+
+
+def _settings_below(schema: type[Settings], key: str) -> type[Settings] | None:
+    """The schema of a setting that is a section of its own, such as data.volume."""
+    field = schema.model_fields.get(key)
+    annotation = None if field is None else field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,7 @@ from segtune.settings import Settings
 DEFAULT_EPOCHS = 20
 CROSS_ENTROPY = "cross_entropy"
 """What may be monitored beside the metrics: the loss per pixel on whole images."""
-LOWER_IS_BETTER = frozenset({CROSS_ENTROPY, "ber", "mean_ber", "mean_absolute_error"})
+LOWER_IS_BETTER = frozenset({CROSS_ENTROPY, "ber", "mean_ber", "mean_absolute_error", "volume_hd95"})
 
 
 class OptimSettings(Settings):

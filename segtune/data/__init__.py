@@ -24,6 +24,9 @@ FORMATS = Registry(
         "hf_dataset": "segtune.data.hf_dataset:HfDataset",
         "manifest": "segtune.data.manifest:Manifest",
         "folder": "segtune.data.folder:Folder",
+        "msd": "segtune.data.msd:MSD",
+        "brats": "segtune.data.brats:BraTS",
+        "nifti": "segtune.data.nifti_pairs:NiftiPairs",
     },
 )
 

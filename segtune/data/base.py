@@ -8,6 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +66,18 @@ class Classes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Where a sample lies, if it is cut out of a volume."""
+
+    case: str
+    """The volume's name; a case may consist of several files."""
+    position: int
+    """Index of the slice."""
+    modality: str | None = None
+    """The one that the image shows; None where it shows all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image with its mask."""
 
@@ -77,6 +90,15 @@ class Sample:
     """"train", "val", "test", or None where the data says nothing."""
     group: str | None = None
     """Samples of one group (sequence, patient) never fall into different splits."""
+    slice: Slice | None = None
+    """Where `image` and `mask` are volumes."""
+    trained: bool = True
+    """Whether training may use it, if it is in the split; scores count it in any case."""
+
+    @property
+    def case(self) -> str:
+        """What is listed, limited and scored as one: the volume it is cut out of, or the image itself."""
+        return self.name if self.slice is None else self.slice.case
 
 
 class Reader(Protocol):
@@ -107,10 +129,17 @@ class DataIndex:
     """Codes of errors that the published files are known to have: warnings here, the samples left out."""
     details: dict[str, Any] = field(default_factory=dict)
     """The format's own decisions, JSON-serialisable, kept with the run."""
+    settle: Callable[[DataIndex], DataIndex] | None = None
+    """Called once the splits are known, for what may be learned from training samples alone."""
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split, in a fixed order."""
         return tuple(sample for sample in self.samples if sample.split == name)
+
+    @property
+    def training(self) -> tuple[Sample, ...]:
+        """The samples that training uses."""
+        return tuple(sample for sample in self.split("train") if sample.trained)
 
     @property
     def split_sizes(self) -> dict[str, int]:

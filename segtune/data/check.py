@@ -15,7 +15,7 @@ from segtune.data.check_report import CheckReport, percent
 from segtune.data.duplicates import near_duplicates
 from segtune.data.files import Progress, map_threads
 from segtune.data.findings import allowed, file_finding, number_of, relative
-from segtune.data.inspection import Inspection, inspect
+from segtune.data.inspection import Inspection, inspect_case
 from segtune.data.open import open_data
 from segtune.data.settings import DataSettings
 from segtune.types import IGNORE_INDEX
@@ -35,7 +35,7 @@ def check_data(
     Args:
         data: an opened data set, or where it lies.
         settings: how to read it; `settings.allow` turns errors into warnings.
-        progress: called with the number of samples read and their total.
+        progress: called with the number of images or volumes read and their total.
 
     Raises:
         UsageError: there is no such path, or the settings are wrong.
@@ -43,7 +43,8 @@ def check_data(
     """
     settings = settings or DataSettings()
     index = data if isinstance(data, DataIndex) else open_data(data, settings)
-    inspections = map_threads(lambda sample: inspect(index, sample), index.samples, progress)
+    cases = [list(own) for _, own in itertools.groupby(index.samples, lambda sample: sample.case)]
+    inspections = map_threads(lambda samples: inspect_case(index, samples), cases, progress)
     class_pixels, ignored_pixels = _count_pixels(index, inspections)
     found = [
         *_file_findings(index, inspections),
@@ -55,7 +56,12 @@ def check_data(
     ]
     findings = [*index.findings, *(allowed(finding, settings, index.expected) for finding in found)]
     sizes = Counter(inspection.size for inspection in inspections if inspection.size is not None)
-    usable = tuple(inspection.sample for inspection in inspections if inspection.fits)
+    usable = tuple(
+        sample
+        for own, inspection in zip(cases, inspections, strict=True)
+        if inspection.fits
+        for sample in own
+    )
     return CheckReport(
         root=index.root,
         format=index.format,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def inspect(index: DataIndex, sample: Sample) -> Inspection:
         except DataError as error:
             result.unreadable.append((sample.mask, _reason(error, sample.mask)))
     return result
+
+
+def inspect_case(index: DataIndex, samples: Sequence[Sample]) -> Inspection:
+    """Reads all samples of a case: of an image the image, of a volume its slices, noted as one."""
+    results = [inspect(index, sample) for sample in samples]
+    # The middle stands for the volume where pictures are compared: neighbours always look alike.
+    whole = results[len(results) // 2]
+    counts = [result.counts for result in results if result.counts is not None]
+    whole.counts = np.sum(counts, axis=0) if counts else None
+    whole.unreadable = list(dict.fromkeys(item for result in results for item in result.unreadable))
+    return whole
 
 
 def _inspect_mask(index: DataIndex, sample: Sample, path: Path, result: Inspection) -> None:

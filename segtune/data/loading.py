@@ -328,7 +328,7 @@ def train_loader(
             cannot be read; the message names it.
         SettingsError: an augmentation does not fit the images.
     """
-    samples = index.split("train")
+    samples = index.training
     _require_masks(samples, "training")
     transform = TrainTransform(
         settings, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index

@@ -74,12 +74,13 @@ def open_data(root: Path | str, settings: DataSettings | None = None) -> DataInd
         samples = _limited(samples, settings.limit)
         evidence.append(f"data.limit keeps at most {settings.limit} samples of each split")
     findings = [allowed(finding, settings) for finding in [*findings, *more]]
-    return replace(
+    index = replace(
         index,
         samples=tuple(samples),
         evidence=(f"format {name}: {reason}", *index.evidence, *evidence),
         findings=tuple(findings),
     )
+    return index if index.settle is None else index.settle(index)
 
 
 def _with_channels(index: DataIndex, settings: DataSettings) -> DataIndex:
@@ -137,10 +138,10 @@ def _listing(folder: Path) -> str:
 
 
 def _limited(samples: Sequence[Sample], limit: int) -> list[Sample]:
-    """At most so many samples of each split, spread evenly over their order."""
+    """At most so many samples (whole volumes) of each split, spread evenly over their order."""
     kept = set()
     for split in SPLITS:
-        own = [sample.name for sample in samples if sample.split == split]
+        own = list(dict.fromkeys(sample.case for sample in samples if sample.split == split))
         count = min(limit, len(own))
-        kept |= {own[i * len(own) // count] for i in range(count)}
-    return [sample for sample in samples if sample.name in kept]
+        kept |= {(split, own[i * len(own) // count]) for i in range(count)}
+    return [sample for sample in samples if (sample.split, sample.case) in kept]

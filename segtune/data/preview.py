@@ -112,7 +112,7 @@ def _choose(index: DataIndex, num: int) -> list[Sample]:
     splits = [split for split in SPLITS if index.split(split)]
     chosen: list[Sample] = []
     for place, split in enumerate(splits):
-        own = index.split(split)
+        own = [sample for sample in index.split(split) if sample.trained] or index.split(split)
         count = min(len(own), max(1, (num - len(chosen)) // (len(splits) - place)))
         chosen += [own[i * len(own) // count] for i in range(count)]
     return chosen[:num]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from segtune.data.volumes.settings import VolumeSettings
 from segtune.settings import Settings
 
 Pixels = Annotated[int, Field(ge=1)]
@@ -94,6 +95,7 @@ class DataSettings(Settings):
     overlap: float = Field(0.25, ge=0, le=0.9, description="share of a window that overlaps its neighbour")
     flip_tta: bool = Field(False, description="average with the horizontally flipped image")
 
+    volume: VolumeSettings = Field(VolumeSettings(), description="medical volumes (data.volume.*)")
     workers: int = Field(0, ge=0, le=64, description="processes that load training samples")
 
     @field_validator("scale")

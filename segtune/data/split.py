@@ -77,20 +77,20 @@ def listed_split(samples: Sequence[Sample], rule: ListedSplit) -> tuple[list[Sam
     for sample in samples:
         matching = []
         for split in SPLITS:
-            patterns = [p for p in getattr(rule, split) if fnmatch.fnmatchcase(sample.name, p)]
+            patterns = [p for p in getattr(rule, split) if fnmatch.fnmatchcase(sample.case, p)]
             used.update(patterns)
             if patterns:
                 matching.append(split)
         if len(matching) > 1:
-            twice.append(sample.name)
+            twice.append(sample.case)
         result.append(replace(sample, split=matching[0] if matching else None))
     if twice:
         findings.append(
             Finding(
                 severity=Severity.ERROR,
                 code="sample-in-two-splits",
-                message=f"{len(twice)} samples match the lists of more than one split in dataset.yaml",
-                files=tuple(twice),
+                message=f"{len(set(twice))} samples match the lists of more than one split in dataset.yaml",
+                files=tuple(dict.fromkeys(twice)),
                 hint="make the lists exclude each other",
             )
         )
@@ -105,7 +105,7 @@ def listed_split(samples: Sequence[Sample], rule: ListedSplit) -> tuple[list[Sam
                 hint="entries are names as shown by the data check, without the ending, or globs of them",
             )
         )
-    left = [sample.name for sample in result if sample.split is None]
+    left = list(dict.fromkeys(sample.case for sample in result if sample.split is None))
     if left:
         findings.append(
             Finding(

@@ -7,7 +7,7 @@ keeps for the backward pass is counted, under the run's own precision.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtune.config.run import RunConfig
-from segtune.data.base import DataIndex, Sample
+from segtune.data.base import DataIndex
 from segtune.data.files import SUFFIXES, image_size
 from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
@@ -248,16 +248,18 @@ def _training_size(config: RunConfig, index: DataIndex | None) -> tuple[int, int
     if index is None:
         return config.data.resize or DEFAULT_CROP
     resize = config.data.resize
-    sizes = [_size(index, sample) for sample in index.samples] if resize is None else [resize]
+    sizes = list(_image_sizes(index)) if resize is None else [resize]
     if crop == "auto":
         multiple = build_model(config.model, 2, config.model_settings, meta=True).input_spec.multiple
         return resolve_crop(sizes, multiple)
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
-def _size(index: DataIndex, sample: Sample) -> tuple[int, int]:
-    """Height and width of a sample's image, from its header where it is an image file."""
-    if sample.image.suffix.lower() in SUFFIXES:
-        return image_size(sample.image)
-    height, width = index.reader.image(sample).shape[:2]
-    return height, width
+def _image_sizes(index: DataIndex) -> Iterator[tuple[int, int]]:
+    """Height, width in pixels of every image; the slices of a volume have one size."""
+    for sample in {sample.case: sample for sample in index.samples}.values():
+        if sample.slice is None and sample.image.suffix.lower() in SUFFIXES:
+            yield image_size(sample.image)
+        else:
+            height, width = index.reader.image(sample).shape[:2]
+            yield height, width

@@ -13,7 +13,9 @@ from segtune.data.base import DataIndex, Sample
 from segtune.data.loading import LoadedSample, collate, eval_loader
 from segtune.data.prompts import PromptSource
 from segtune.data.settings import DataSettings
+from segtune.data.volumes.reader import VolumeReader
 from segtune.engine.infer import Inference
+from segtune.engine.volumes import VolumeScoring, whole_cases
 from segtune.errors import DataError, UsageError
 from segtune.metrics.miou_per_image import image_scores
 from segtune.metrics.per_class import per_class
@@ -35,10 +37,12 @@ class Evaluation:
     confusion: list[list[int]]
     """[K][K] pixel counts: row = ground truth, column = prediction."""
     per_image: dict[str, float]
-    """Mean IoU of each image by name."""
+    """Mean IoU of each image (of volumes: each case) by name."""
     seconds: float
     tally: Tally = field(repr=False)
     """The counts that the scores were computed from."""
+    volumes: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    """Case -> metric -> region -> score, None where the region is in neither mask nor prediction."""
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,12 +83,14 @@ def evaluate_samples(
             f"there are no {split} images to evaluate on",
             hint="choose another split with --split, or set data.val_fraction / data.test_fraction",
         )
+    samples = whole_cases(index, samples)
     classes = index.classes
     if saliency:
         require_two_classes(classes.num_classes)
     start = time.perf_counter()
     maps = SaliencyTally(classes.ignore_index)
     tally = Tally(classes.num_classes, classes.ignore_index)
+    volumes = VolumeScoring(index, samples) if isinstance(index.reader, VolumeReader) else None
     prompted = inference.model.prompted
     prompts = PromptSource(settings, prompted, classes.ignore_index) if prompted else None
     surprise, pixels = 0.0, 0
@@ -93,8 +99,11 @@ def evaluate_samples(
         probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
         predictions = probabilities.argmax(dim=1)
         masks = batch.masks
-        for name, prediction, mask in zip(batch.names, predictions, masks, strict=True):
-            tally.update(prediction, mask, name)
+        if volumes is not None:
+            volumes.add(batch.names, probabilities, tally)
+        else:
+            for name, prediction, mask in zip(batch.names, predictions, masks, strict=True):
+                tally.update(prediction, mask, name)
         if saliency:
             for foreground, mask in zip(probabilities[:, 1], masks, strict=True):
                 maps.update(foreground, mask)
@@ -110,6 +119,8 @@ def evaluate_samples(
     scores["cross_entropy"] = surprise / pixels if pixels else float("nan")
     if saliency:
         scores.update(saliency_scores(maps))
+    if volumes is not None:
+        scores.update(volumes.tally.scores())
     return Evaluation(
         split=split,
         num_images=len(samples),
@@ -120,6 +131,7 @@ def evaluate_samples(
         per_image=dict(zip(tally.names, image_scores(tally), strict=True)),
         seconds=time.perf_counter() - start,
         tally=tally,
+        volumes={} if volumes is None else volumes.tally.cases,
         settings={
             **inference.settings.to_dict(),
             "prompts": None if prompts is None else prompts.describe(),

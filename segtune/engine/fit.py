@@ -172,7 +172,7 @@ def _score(job: Job, trainer: Trainer, split: str) -> dict[str, Any] | None:
     if not samples:
         return None
     evaluation = trainer.evaluate(split)
-    groups = {sample.name: sample.group for sample in samples}
+    groups = {sample.case: sample.group for sample in samples}
     write_counts(job.folder.images(split), ImageCounts.from_tally(evaluation.tally, groups))
     return evaluation.to_dict()
 

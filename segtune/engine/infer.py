@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 from segtune.data.settings import DataSettings
+from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
 from segtune.engine.prompts import mirror_prompts, scale_prompts, to_device
 from segtune.errors import TrainingError, UsageError
@@ -39,6 +40,7 @@ class InferenceSettings:
         precision: "32", "bf16" or "16".
         bands: channels of image files that the model takes, or None for the usual ones.
         value_range: values of image files that are black and white, or None for those of the type.
+        volume: how volumes become slice images and predictions volumes; None where images are fed.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -50,9 +52,12 @@ class InferenceSettings:
     precision: Annotated[str, Field(pattern="^(32|bf16|16)$")] = "32"
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+    volume: VolumeRecipe | None = None
 
     @classmethod
-    def from_data(cls, data: DataSettings, precision: str) -> InferenceSettings:
+    def from_data(
+        cls, data: DataSettings, precision: str, volume: VolumeRecipe | None = None
+    ) -> InferenceSettings:
         """The settings of a run."""
         return cls(
             resize=data.resize,
@@ -62,6 +67,7 @@ class InferenceSettings:
             precision=precision,
             bands=data.bands,
             value_range=data.value_range,
+            volume=volume,
         )
 
     @classmethod
@@ -75,7 +81,8 @@ class InferenceSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        volume = None if self.volume is None else self.volume.model_dump(mode="json")
+        return {**asdict(self), "volume": volume}
 
 
 class Inference:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segtune.config.run import CROSS_ENTROPY, DEFAULT_EPOCHS, RunConfig, TrainSettings
-from segtune.data.base import Classes, DataIndex, Sample
+from segtune.data.base import DataIndex, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.loading import steps_per_epoch
 from segtune.data.transforms import TrainTransform, resolve_crop
@@ -25,8 +25,9 @@ from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings, require_whole_images
+from segtune.engine.volumes import recipe_of
 from segtune.errors import UsageError
-from segtune.metrics import SALIENCY
+from segtune.metrics import SALIENCY, VOLUME_METRICS
 from segtune.metrics.scores import compute_scores
 from segtune.metrics.tally import Tally
 
@@ -87,7 +88,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         )
     if config.train.saliency:
         require_two_classes(index.classes.num_classes)
-    _check_monitor(config.train.monitor, index.classes)
+    _check_monitor(config.train.monitor, index)
     loss = build_loss(config, index.classes, tunable.model)
     place(tunable.model, device)
     crop = config.data.crop
@@ -107,7 +108,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         )
     # refuses what does not fit the images before anything is written
     TrainTransform(config.data, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index)
-    inference = InferenceSettings.from_data(config.data, precision)
+    inference = InferenceSettings.from_data(config.data, precision, recipe_of(index))
     require_whole_images(tunable.model, inference)
     estimate = estimate_memory(
         model=config.model,
@@ -119,7 +120,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         precision=precision,
         optimizer=config.optim.name,
     )
-    batches = steps_per_epoch(len(index.split("train")), config.train.batch_size)
+    batches = steps_per_epoch(len(index.training), config.train.batch_size)
     return Job(
         config=config,
         folder=folder,
@@ -145,9 +146,15 @@ def _num_steps(train: TrainSettings, batches_per_epoch: int) -> int:
     return math.ceil((train.epochs or DEFAULT_EPOCHS) * batches_per_epoch / train.accumulate)
 
 
-def _check_monitor(name: str, classes: Classes) -> None:
-    """Raises UsageError where a metric is not defined for so many classes."""
-    if name == CROSS_ENTROPY or name in SALIENCY:
+def _check_monitor(name: str, index: DataIndex) -> None:
+    """Raises UsageError where a metric is not defined for the data."""
+    classes = index.classes
+    if name in VOLUME_METRICS and recipe_of(index) is None:
+        raise UsageError(
+            f"train.monitor={name} is a score of volumes, and the data has images",
+            hint="use miou, or another metric of `segtune list metrics`",
+        )
+    if name == CROSS_ENTROPY or name in SALIENCY or name in VOLUME_METRICS:
         return
     perfect = Tally(classes.num_classes, classes.ignore_index)
     perfect.update([list(range(classes.num_classes))], [list(range(classes.num_classes))], "perfect")

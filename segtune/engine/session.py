@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from segtune.config.layers import Layer
+from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
 from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
 from segtune.data.files import read_image
 from segtune.data.open import open_data
+from segtune.data.settings import DataSettings
 from segtune.data.transforms import to_tensor
+from segtune.data.volumes.settings import VolumeSettings
 from segtune.engine.adapter import AdapterDescription, load_base
 from segtune.engine.attention import LayerDistance, attention_distances
 from segtune.engine.build import place
@@ -22,6 +24,7 @@ from segtune.engine.evaluate import Evaluation, evaluate_samples, require_two_cl
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.intake import usable_data
 from segtune.engine.predict import Prediction, find_images, predict_files
+from segtune.engine.predict_volumes import predict_volumes
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun, load_run
 from segtune.errors import DataError, SettingsError, UsageError
@@ -56,7 +59,7 @@ def evaluate_run(
     config = _with_settings(loaded, settings)
     path = data if data is not None else config.data_path
     assert path is not None
-    index = open_data(path, config.data)
+    index = open_data(path, as_trained(config.data, loaded.description, settings))
     reporter.note(*index.evidence)
     _require_same_classes(index, loaded.description, reporter)
     samples = [s for s in usable_data(config, index).split(split) if s.mask is not None]
@@ -88,7 +91,8 @@ def predict_run(
     """Predicts masks with a run's best model; see `segtune.predict`."""
     loaded = load_run(run, weights=weights)
     inference = _inference(loaded, settings)
-    return predict_files(
+    predict = predict_files if inference.volume is None else predict_volumes
+    return predict(
         loaded,
         inputs,
         out,
@@ -179,6 +183,16 @@ def _require_same_classes(index: DataIndex, model: AdapterDescription, reporter:
         )
 
 
+def as_trained(data: DataSettings, model: AdapterDescription, changed: Collection[str]) -> DataSettings:
+    """Settings with volumes read as in training, crop and modalities included, but for what was changed."""
+    recipe = InferenceSettings.from_dict(model.inference).volume
+    if recipe is None:
+        return data
+    fields = {name: getattr(recipe, name) for name in VolumeSettings.model_fields}
+    learned = {name: value for name, value in fields.items() if f"data.volume.{name}" not in changed}
+    return data.model_copy(update={"volume": data.volume.model_copy(update=learned)})
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
@@ -194,8 +208,7 @@ def _with_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> RunConfig:
         if loaded.config is not None
         else {"model": {"name": description.model}, "method": {"name": "+".join(description.method)}}
     )
-    over = {key.removeprefix("data."): value for key, value in settings.items()}
-    return load_config([Layer("config.yaml", base), Layer("--set", {"data": over})])
+    return load_config([Layer("config.yaml", base), nest(settings.items(), "--set")])
 
 
 def _inference(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSettings:
@@ -205,6 +218,12 @@ def _inference(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSetti
     for name in READING:
         if f"data.{name}" in settings:
             own[name] = getattr(changed, name)
+    if own.get("volume") is not None:
+        over = {key.removeprefix("data.volume."): value for key, value in settings.items()}
+        stated = {
+            name: value for name, value in changed.volume.model_dump(mode="json").items() if name in over
+        }
+        own["volume"] = {**own["volume"], **stated}
     if own["precision"] == "16" and next(loaded.tunable.model.parameters()).device.type == "cpu":
         own["precision"] = "32"  # half precision convolutions do not exist on every processor
     return InferenceSettings.from_dict(own)

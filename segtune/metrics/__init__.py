@@ -2,7 +2,8 @@
 
 A metric is a function from a `Tally` (counts of the whole evaluation) to one number. A saliency score is
 one from a `SaliencyTally` (values of each foreground map), for two classes; it is computed where it is
-asked for, since it takes longer than the counts.
+asked for, since it takes longer than the counts. A metric of volumes is one from a region of one volume,
+averaged by `volume_scores.py`.
 """
 
 from __future__ import annotations
@@ -38,5 +39,14 @@ SALIENCY = Registry(
         "e_measure_adaptive": "segtune.metrics.e_measure_adaptive:e_measure_adaptive",
         "weighted_f": "segtune.metrics.weighted_f:weighted_f",
         "mean_absolute_error": "segtune.metrics.mean_absolute_error:mean_absolute_error",
+    },
+)
+
+VOLUME_METRICS = Registry(
+    "metric of volumes",
+    {
+        "volume_dice": "segtune.metrics.volume_dice:volume_dice",
+        "volume_hd95": "segtune.metrics.volume_hd95:volume_hd95",
+        "volume_surface_dice": "segtune.metrics.volume_surface_dice:volume_surface_dice",
     },
 )

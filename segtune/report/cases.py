@@ -25,6 +25,7 @@ from segtune.engine.run import load_run
 from segtune.methods import METHODS
 from segtune.report.panel import Picture, draw_panel
 from segtune.report.records import RunRecord
+from segtune.types import IGNORE_INDEX
 
 WRONG = (213, 94, 0)
 """Of wrong pixels in an error map, on a pale image."""
@@ -83,8 +84,7 @@ def draw_cases(runs: Sequence[RunRecord]) -> list[Case]:
     config = runs[0].folder.read_config()
     assert config.data_path is not None
     index = open_data(config.data_path, config.data)
-    samples = {sample.name: sample for sample in index.samples}
-    wanted = [samples[name] for _, name, _ in chosen]
+    wanted = [_picture_of(index, name) for _, name, _ in chosen]
     pictures = [[display(index.reader.image(s)), _shown(index, s, index.reader.mask(s))] for s in wanted]
     errors = [[np.full_like(picture, 255) for picture in row] for row in pictures]
     columns = ["image", "ground truth"]
@@ -99,6 +99,14 @@ def draw_cases(runs: Sequence[RunRecord]) -> list[Case]:
         Case(kind=kind, name=name, score=score, sheet=draw_panel(columns, [row, wrong], legend=legend))
         for (kind, name, score), row, wrong in zip(chosen, pictures, errors, strict=True)
     ]
+
+
+def _picture_of(index: DataIndex, name: str) -> Sample:
+    """The image of that name; of a volume the slice with the largest foreground."""
+    own = [sample for sample in index.samples if sample.case == name]
+    if len(own) == 1:
+        return own[0]
+    return max(own, key=lambda sample: np.count_nonzero(index.reader.mask(sample) % IGNORE_INDEX))
 
 
 def _answerers(

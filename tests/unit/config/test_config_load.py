@@ -375,3 +375,15 @@ def test_any_file_is_read_or_reported(tmp_path_factory: pytest.TempPathFactory, 
         load_config([BASE, read_yaml(file)])
     except SegtuneError as error:
         assert str(error)
+
+
+def test_settings_of_volumes_are_a_section_of_their_own() -> None:
+    config = load("data.volume.crop=brain", "data.volume.modality_names=flair,t1")
+    assert config.data.volume.crop == "brain"
+    assert config.data.volume.modality_names == ("flair", "t1")
+    assert load("data.volume.crop=64,48").data.volume.crop == (64, 48)
+    assert config.sources["data.volume.crop"] == "--set"
+    text = "\n".join(problems("data.volume.axs=3", "data.volume.slices=some", "data.volume.percentiles=9,3"))
+    assert "data.volume.axs = 3 (from --set): no such setting of data.volume; did you mean" in text
+    assert "data.volume.slices = 'some' (from --set)" in text
+    assert "data.volume.percentiles = '9,3' (from --set): two rising numbers" in text

@@ -1,0 +1,1 @@
+"""Volumes as slices: reading NIfTI, the slice cache, and how slices become images and volumes again."""

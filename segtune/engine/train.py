@@ -109,7 +109,8 @@ class Trainer:
         self.job.tunable.applied.load_state_dict(tensors)
         optimizer.load_state_dict(optimizer_state)
         fabric.strategy.precision.load_state_dict(scaler)
-        self.reporter.note(f"continuing behind step {progress.step}")
+        all_steps = "" if self.job.num_steps == MOST_STEPS else f" of {self.job.num_steps}"
+        self.reporter.note(f"continuing behind step {progress.step}{all_steps}")
         return progress
 
     def _loop(

@@ -59,14 +59,15 @@ def build_tunable(
     built = build_model(model, num_classes, model_settings, seed=seed)
     random_base = any(METHODS.load(name).random_base for name in parts)
     report = load_weights(built, "none" if random_base else weights)
-    _check_zero_shot(model, parts, report, num_classes)
-    if report.source == "none" and any(not settings.train_head for settings in parts.values()):
+    _check_untrained(model, parts, report, num_classes)
+    headless = any(not settings.train_head and METHODS.load(name).trains for name, settings in parts.items())
+    if report.source == "none" and headless:
         raise UsageError(
             "method.train_head=false needs weights with a classifier for these classes,"
             " and the base is random",
             hint="give model.weights=FILE, or leave train_head at true",
         )
-    if not report.kept_head and any(not settings.train_head for settings in parts.values()):
+    if not report.kept_head and headless:
         raise UsageError(
             f"method.train_head=false, but the classifier for {num_classes} classes is new",
             hint="leave train_head at true: a new classifier must be trained",
@@ -74,7 +75,7 @@ def build_tunable(
     return adapt_model(built, parts, report, seed=seed, removable=removable)
 
 
-def _check_zero_shot(
+def _check_untrained(
     model: str, parts: Mapping[str, MethodSettings], report: WeightsReport, num_classes: int
 ) -> None:
     """Raises UsageError where a method that trains nothing would score random numbers."""
@@ -86,6 +87,8 @@ def _check_zero_shot(
             f"{untrained[0]} trains nothing and cannot be part of {'+'.join(parts)}",
             hint="use it alone, or leave it out",
         )
+    if METHODS.load(untrained[0]).takes_random:
+        return
     if report.source == "none":
         raise UsageError(
             f"{untrained[0]} trains nothing, and the weights of {model} are random",

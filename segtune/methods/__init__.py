@@ -9,6 +9,7 @@ METHODS = Registry(
     {
         "full": "segtune.methods.full:Full",
         "scratch": "segtune.methods.scratch:Scratch",
+        "base": "segtune.methods.untuned:Untuned",
         "zero-shot": "segtune.methods.zero_shot:ZeroShot",
         "head": "segtune.methods.head:Head",
         "bitfit": "segtune.methods.bitfit:BitFit",

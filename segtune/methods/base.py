@@ -289,6 +289,8 @@ class Method(ABC):
 
     trains: ClassVar[bool] = True
     """False where the method trains nothing, so that a run of it takes no step."""
+    takes_random: ClassVar[bool] = False
+    """Of a method that trains nothing: True where it may score weights that are random."""
 
     starts_as_base: ClassVar[bool] = True
     """False where the output at the start is not the same as the base's; the file says why."""

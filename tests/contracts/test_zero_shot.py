@@ -78,3 +78,9 @@ def test_random_weights_and_new_classifiers_are_refused(tmp_path):
     own = build_model("unet", 3, MODEL_REGISTRY.settings("unet")(depth=1, width=4))
     torch.save(own.state_dict(), tmp_path / "three.pth")
     assert build("unet", str(tmp_path / "three.pth"), depth=1, width=4).applied.parameters() == {}
+
+
+def test_base_takes_what_zero_shot_refuses(tmp_path):
+    assert build("unet", "none", "base", depth=1, width=4).applied.parameters() == {}
+    with pytest.raises(UsageError, match="base trains nothing and cannot be part of"):
+        build("unet", "none", "base+lora", depth=1, width=4)

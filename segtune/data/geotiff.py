@@ -187,7 +187,7 @@ class Tiles:
             if raster.count == 1 and raster.colorinterp[0].name == "palette":
                 colours = raster.colormap(1)
                 palette = tuple(tuple(colours[k][:3]) for k in range(256) if k in colours)
-        return MaskFile(values=mask_values(values, path), palette=palette, lossy=False), valid  # type: ignore[arg-type]
+        return MaskFile(values=mask_values(values, path), palette=palette, lossy=False), valid
 
     def stored_mask(self, path: Path) -> MaskFile:
         """What the mask of a tile stores."""

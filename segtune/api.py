@@ -148,6 +148,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     prompts: PathLike | None = None,
+    polygons: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Prediction]:
     """Writes a mask and an overlay for each image.
@@ -162,10 +163,11 @@ def predict(
         weights: where the base's weights lie now, if not where they were.
         prompts: JSON file with the objects of each image, for a model that is prompted:
             {"image.png": [{"class": "name", "box": [left, top, right, bottom], "points": [[x, y]]}]}.
+        polygons: write the areas of each class of a GeoTIFF file as a GeoPackage too.
         reporter: hears about progress.
 
     Returns:
-        The files of each image, in order; each is written as soon as it is done.
+        The files of each image, GeoTIFF files first, in order; each is written as soon as it is done.
     """
     from segtune.engine.session import predict_run
 
@@ -179,6 +181,7 @@ def predict(
         settings=settings or {},
         weights=weights,
         prompts=None if prompts is None else Path(prompts),
+        polygons=polygons,
         reporter=reporter,
     )
     return list(predictions)

@@ -243,6 +243,22 @@ def folder(root: Path) -> Path:
     return root
 
 
+def geotiff(root: Path) -> Path:
+    """Images and masks with coordinates."""
+    import rasterio
+
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)}
+    random = np.random.default_rng(0)
+    for seed in range(3):
+        image = random.integers(0, 255, (3, HEIGHT, WIDTH), dtype=np.uint8)
+        for name, array in (("images", image), ("masks", grid([0, 1, 2])[None])):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            size = {"height": HEIGHT, "width": WIDTH, "count": len(array), "dtype": "uint8"}
+            with rasterio.open(root / name / f"{seed}.tif", "w", driver="GTiff", **size, **place) as file:
+                file.write(array)
+    return root
+
+
 def manifest(root: Path) -> Path:
     for seed in range(3):
         photo(root / f"{seed}.png", seed)

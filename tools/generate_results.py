@@ -249,12 +249,37 @@ def _sam_row(name: str, cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
+def raster_memory(data: dict[str, Any]) -> list[str]:
+    """Peak memory against the size of a raster."""
+    header = ("side, pixels", "pixels MiB", "before MiB", "peak MiB", "seconds")
+    rows = [
+        (
+            f"{row['side']:,}",
+            f"{row['pixels_bytes'] / 2**20:,.0f}",
+            f"{row['before_bytes'] / 2**20:,.0f}",
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+            f"{row['seconds']:.0f}",
+        )
+        for row in data["rows"]
+    ]
+    return [
+        "## Peak memory of predicting large rasters",
+        "",
+        f"A tiny U-Net ({data['settings']['model.width']} channels), windows of 1024 x 1024, square GeoTIFF"
+        f' files of three 8-bit channels, {data["threads"]} thread, one run each; "before" is the process'
+        " with its packages loaded. `benchmarks/raster_memory.py`",
+        "",
+        *table(header, rows),
+    ]
+
+
 SECTIONS = {
     "sam_methods": sam_methods,
     "camvid_dusk": camvid_dusk,
     "demo-unet-day": demo_unet_day,
     "lora_forms": lora_forms,
     "memory_layout": memory_layout,
+    "raster_memory": raster_memory,
     "volumes_hippocampus": volumes_hippocampus,
 }
 

@@ -18,6 +18,7 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 @click.option(
     "--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the objects of each image."
 )
+@click.option("--polygons", is_flag=True, help="Of GeoTIFF: the classes' areas as NAME.gpkg too.")
 @weights_option
 @set_option
 @json_option
@@ -28,6 +29,7 @@ def command(
     no_overlays: bool,
     batch_size: int,
     prompts: Path | None,
+    polygons: bool,
     weights: str | None,
     assignments: tuple[str, ...],
     as_json: bool,
@@ -35,7 +37,7 @@ def command(
     """Predict masks for IMAGES (files or folders) with the best model of RUN.
 
     FOLDER gets NAME.png, a palette image whose index is the class, and NAME_overlay.png; of volumes
-    NAME.nii.gz in the space of the volume.
+    NAME.nii.gz in the space of the volume; of GeoTIFF files of any size NAME.tif in their coordinates.
 
     A model that was tuned with prompts needs them here too, in a file such as {"image.png": [{"class":
     "polyp", "box": [left, top, right, bottom], "points": [[x, y]], "labels": [1]}]}: pixels of the image
@@ -68,6 +70,7 @@ def command(
             settings=settings,
             weights=weights,
             prompts=prompts,
+            polygons=polygons,
             reporter=reporter,
         ):
             done.append(prediction)

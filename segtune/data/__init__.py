@@ -23,6 +23,7 @@ FORMATS = Registry(
         "gta5": "segtune.data.gta5:Gta5",
         "hf_dataset": "segtune.data.hf_dataset:HfDataset",
         "manifest": "segtune.data.manifest:Manifest",
+        "geotiff": "segtune.data.geotiff:GeoTiff",
         "folder": "segtune.data.folder:Folder",
         "msd": "segtune.data.msd:MSD",
         "brats": "segtune.data.brats:BraTS",

@@ -125,56 +125,66 @@ class Folder:
         Raises:
             DataError: no image has a mask.
         """
-        files = _files(root) if root.is_dir() else []
-        images = [file for file in files if file.role == "image"]
-        masks = [file for file in files if file.role == "mask"]
-        findings = _duplicates(root, images, "images") + _duplicates(root, masks, "masks")
-        pairs, lone_images, lone_masks = _pair(images, masks)
-        if not pairs:
-            raise DataError(
-                f"{root}: {len(images)} images and {len(masks)} masks, but no two of the same name"
-                + _example(images, masks),
-                hint="rename them alike, or list the pairs in a CSV file with the columns image,mask",
-            )
-        findings += file_finding(
-            Severity.ERROR if len(lone_images) > len(pairs) else Severity.WARNING,
-            "unmatched-file",
-            "images without a mask are left out",
-            root,
-            [file.path for file in lone_images],
-            "add the masks, rename them like the images, or remove the images",
-        )
-        findings += file_finding(
-            Severity.WARNING,
-            "unmatched-file",
-            "masks without an image are left out",
-            root,
-            [file.path for file in lone_masks],
-            "add the images, or remove the masks",
-        )
-        splits = {image.split for image, _ in pairs}
-        if None in splits and len(splits) > 1:
-            stray = [image.path for image, _ in pairs if image.split is None]
-            pairs = [pair for pair in pairs if pair[0].split is not None]
-            findings += file_finding(
-                Severity.WARNING,
-                "sample-without-split",
-                "images lie outside of the split folders and are left out",
-                root,
-                stray,
-                "move them into train, val or test",
-            )
-        evidence = [
-            f"{len(pairs)} pairs of image and mask by name" + _endings(pairs),
-        ]
+        samples, evidence, findings = paired_samples(root)
         return assemble(
             root,
             format="folder",
-            samples=_samples(pairs),
+            samples=samples,
             settings=settings,
             evidence=evidence,
             findings=findings,
         )
+
+
+def paired_samples(root: Path) -> tuple[list[Sample], list[str], list[Finding]]:
+    """Pairs images with masks by name: samples, evidence and findings.
+
+    Raises:
+        DataError: no image has a mask.
+    """
+    files = _files(root) if root.is_dir() else []
+    images = [file for file in files if file.role == "image"]
+    masks = [file for file in files if file.role == "mask"]
+    findings = _duplicates(root, images, "images") + _duplicates(root, masks, "masks")
+    pairs, lone_images, lone_masks = _pair(images, masks)
+    if not pairs:
+        raise DataError(
+            f"{root}: {len(images)} images and {len(masks)} masks, but no two of the same name"
+            + _example(images, masks),
+            hint="rename them alike, or list the pairs in a CSV file with the columns image,mask",
+        )
+    findings += file_finding(
+        Severity.ERROR if len(lone_images) > len(pairs) else Severity.WARNING,
+        "unmatched-file",
+        "images without a mask are left out",
+        root,
+        [file.path for file in lone_images],
+        "add the masks, rename them like the images, or remove the images",
+    )
+    findings += file_finding(
+        Severity.WARNING,
+        "unmatched-file",
+        "masks without an image are left out",
+        root,
+        [file.path for file in lone_masks],
+        "add the images, or remove the masks",
+    )
+    splits = {image.split for image, _ in pairs}
+    if None in splits and len(splits) > 1:
+        stray = [image.path for image, _ in pairs if image.split is None]
+        pairs = [pair for pair in pairs if pair[0].split is not None]
+        findings += file_finding(
+            Severity.WARNING,
+            "sample-without-split",
+            "images lie outside of the split folders and are left out",
+            root,
+            stray,
+            "move them into train, val or test",
+        )
+    evidence = [
+        f"{len(pairs)} pairs of image and mask by name" + _endings(pairs),
+    ]
+    return _samples(pairs), evidence, findings
 
 
 def _files(root: Path) -> list[_File]:

@@ -139,6 +139,24 @@ class Inference:
             probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
         return probabilities
 
+    @torch.inference_mode()
+    def window(self, images: Tensor) -> Tensor:
+        """One window of several images [B, C, h, w] in [0, 1] to probabilities [B, K, h, w], not cut further.
+
+        Raises:
+            TrainingError: memory ran out.
+        """
+        try:
+            return self._forward(images.to(self.device, memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                height, width = images.shape[-2:]
+                raise TrainingError(
+                    f"out of memory on {self.device} with {len(images)} windows of {height}x{width} pixels",
+                    hint="--set data.window=512,512 makes them smaller; or a smaller --batch-size",
+                ) from error
+            raise
+
     def classes(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Images [B, C, H, W] to the most probable class of each pixel, int64 [B, H, W] on the CPU."""
         return self.probabilities(images, prompts).argmax(dim=1).cpu()
@@ -154,19 +172,14 @@ class Inference:
         if self.model.prompted:
             return self._forward(images, prompts)
         height, width = images.shape[-2:]
-        window = self.settings.window
-        if window == "auto":
-            window = AUTO_WINDOW if height * width > LARGE_IMAGE else None
-        if window is None:
-            return self._forward(images)
-        rows, columns = min(window[0], height), min(window[1], width)
+        rows, columns = window_size(self.settings, height, width)
         if (rows, columns) == (height, width):
             return self._forward(images)
-        weight = _blend(rows, columns, self.settings.overlap).to(self.device)
+        weight = window_weights(rows, columns, self.settings.overlap).to(self.device)
         total = torch.zeros(images.shape[0], self.model.num_classes, height, width, device=self.device)
         weights = torch.zeros(height, width, device=self.device)
-        for top in _starts(height, rows, self.settings.overlap):
-            for left in _starts(width, columns, self.settings.overlap):
+        for top in window_starts(height, rows, self.settings.overlap):
+            for left in window_starts(width, columns, self.settings.overlap):
                 part = (..., slice(top, top + rows), slice(left, left + columns))
                 total[part] += self._forward(images[part]) * weight
                 weights[part] += weight
@@ -193,14 +206,22 @@ def require_whole_images(model: SegModel, settings: InferenceSettings) -> None:
         )
 
 
-def _starts(length: int, window: int, overlap: float) -> Sequence[int]:
+def window_size(settings: InferenceSettings, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the windows for an image of a size; that size itself where it is taken whole."""
+    window = settings.window
+    if window == "auto":
+        window = AUTO_WINDOW if height * width > LARGE_IMAGE else None
+    return (height, width) if window is None else (min(window[0], height), min(window[1], width))
+
+
+def window_starts(length: int, window: int, overlap: float) -> Sequence[int]:
     """First pixels of windows that cover a side evenly and overlap by at least the share asked for."""
     stride = max(1, int(window * (1 - overlap)))
     count = math.ceil((length - window) / stride) + 1
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
 
 
-def _blend(rows: int, columns: int, overlap: float) -> Tensor:
+def window_weights(rows: int, columns: int, overlap: float) -> Tensor:
     """Weights [h, w] of a window: 1 inside, falling linearly towards the rims that overlap."""
 
     def ramp(length: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,7 @@ def predict_files(
     batch_size: int = 1,
     prompts: Path | None = None,
     reporter: Reporter | None = None,
+    leave: Collection[Path] = (),
 ) -> Iterator[Prediction]:
     """Predicts a mask for each image and writes it as it is done.
 
@@ -124,6 +125,7 @@ def predict_files(
         prompts: JSON file with the objects of each image, for models that are prompted; see
             `engine/prompts.py`.
         reporter: hears about progress and about files that could not be read.
+        leave: files among the inputs that are not predicted here.
 
     Yields:
         The files of each image, in order. An image that cannot be read is reported and left out; the
@@ -134,7 +136,7 @@ def predict_files(
         SegtuneError: no image at all could be read.
     """
     reporter = reporter or Reporter()
-    found = find_images(inputs, out)
+    found = [(path, relative) for path, relative in find_images(inputs, out) if path not in leave]
     names = output_names(found)
     _keep_sources(found, names, out)
     settings = settings or InferenceSettings.from_dict(run.description.inference)

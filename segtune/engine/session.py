@@ -23,8 +23,9 @@ from segtune.engine.build import place
 from segtune.engine.evaluate import Evaluation, evaluate_samples, require_two_classes
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.intake import usable_data
-from segtune.engine.predict import Prediction, find_images, predict_files
+from segtune.engine.predict import Prediction, find_images
 from segtune.engine.predict_volumes import predict_volumes
+from segtune.engine.raster import predict_images
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun, load_run
 from segtune.errors import DataError, SettingsError, UsageError
@@ -86,13 +87,27 @@ def predict_run(
     settings: Mapping[str, Any],
     weights: str | None = None,
     prompts: Path | None = None,
+    polygons: bool = False,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Predicts masks with a run's best model; see `segtune.predict`."""
     loaded = load_run(run, weights=weights)
     inference = _inference(loaded, settings)
-    predict = predict_files if inference.volume is None else predict_volumes
-    return predict(
+    if inference.volume is None:
+        return predict_images(
+            loaded,
+            inputs,
+            out,
+            settings=inference,
+            overlays=overlays,
+            batch_size=batch_size,
+            prompts=prompts,
+            polygons=polygons,
+            reporter=reporter,
+        )
+    if polygons:
+        raise UsageError("polygons are drawn for GeoTIFF files, not for volumes", hint="leave --polygons out")
+    return predict_volumes(
         loaded,
         inputs,
         out,

@@ -36,6 +36,7 @@ TREES = {
     "folder of crops": lambda root: trees.crops(root, ["a", "b"], range(7)),
     "hf_dataset saved": trees.saved_dataset,
     "hf_dataset parquet": trees.parquet,
+    "geotiff": trees.geotiff,
     "folder": trees.folder,
     "manifest": trees.manifest,
 }
@@ -74,6 +75,7 @@ PLANE = (
     "gta5",
     "hf_dataset",
     "manifest",
+    "geotiff",
     "folder",
 )
 """Formats of flat images."""
@@ -123,7 +125,7 @@ def test_options_of_another_format_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in TREES if n.split()[0] not in ("folder", "manifest", "hf_dataset")]
+    "name", [n for n in TREES if n.split()[0] not in ("folder", "manifest", "hf_dataset", "geotiff")]
 )
 def test_opening_a_known_format_decodes_next_to_nothing(tmp_path, monkeypatch, name):
     """One file at most: to tell GTA5 by its colours, or placeholders in Cityscapes' test split."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segtune.engine.infer import Inference, InferenceSettings, _blend, _starts
+from segtune.engine.infer import Inference, InferenceSettings, window_starts, window_weights
 from segtune.errors import TrainingError
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
@@ -75,11 +75,11 @@ def test_windows_are_at_most_the_image() -> None:
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
 def test_windows_cover_every_pixel_with_the_overlap(length: int, window: int, overlap: float) -> None:
     window = min(window, length)
-    starts = _starts(length, window, overlap)
+    starts = window_starts(length, window, overlap)
     covered = torch.zeros(length)
     for start in starts:
         assert 0 <= start <= length - window
-        covered[start : start + window] += _blend(1, window, overlap)[0]
+        covered[start : start + window] += window_weights(1, window, overlap)[0]
     assert bool((covered > 0).all())
     gaps = [b - a for a, b in itertools.pairwise(starts)]
     assert all(0 < gap <= max(1, round(window * (1 - overlap) + 0.5)) for gap in gaps)

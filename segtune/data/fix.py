@@ -1,7 +1,7 @@
 """Writes a corrected copy of a data set: what the data check can put right by itself, and nothing else.
 
 The copy is a table (data.csv) of images, copied byte for byte, and masks of class numbers as PNG, with a
-dataset.yaml. It is made under another name and put in place when it is whole; the data itself is never touched.
+dataset.yaml. It is made under another name and put in place when whole; the data itself is never touched.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,6 +26,7 @@ from segtune.data.inspection import Inspection
 from segtune.data.label_findings import interpolated_values, is_off_by_one, looks_inverted
 from segtune.data.masks import FileReader
 from segtune.data.settings import DataSettings
+from segtune.data.tree_findings import same_name
 from segtune.errors import DataError, UsageError
 from segtune.types import IGNORE_INDEX
 
@@ -129,7 +131,8 @@ def _check_target(report: CheckReport, folder: Path) -> None:
 def _plan(report: CheckReport, settings: DataSettings) -> _Plan:
     """What is put right: the findings of the check that name --fix."""
     index, changes = report.usable, []
-    classes, inverted, ignored = index.classes, False, ()
+    classes, inverted = index.classes, False
+    ignored: tuple[int, ...] = ()
     found = {finding.code for finding in report.findings} - set(settings.allow)
     reader = index.reader
     if isinstance(reader, FileReader):
@@ -191,12 +194,13 @@ def _write(
         for sample, name in zip(samples, names, strict=True):
             image = f"images/{name}{sample.image.suffix.lower()}"
             table.writerow([image, f"masks/{name}.png", sample.split or "", sample.group or ""])
-    description = {
+    description: dict[str, Any] = {
         "classes": list(plan.classes.names),
-        "palette": [list(colour) for colour in plan.classes.palette],
         "masks": "index",
         "ignore_index": IGNORE_INDEX,
     }
+    if len(set(plan.classes.palette)) == len(plan.classes.palette):
+        description["palette"] = [list(colour) for colour in plan.classes.palette]
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, default_flow_style=None)
     (folder / "dataset.yaml").write_text(text, encoding="utf-8")
     lines = [f"corrected copy of {plan.index.root}", f"{number_of(len(samples), 'pair')} written"]
@@ -217,14 +221,15 @@ def _mask(plan: _Plan, sample: Sample) -> Mask:
 
 def _file_names(samples: list[Sample]) -> list[str]:
     """A name for each sample that is no path and differs from all others on any system."""
-    used: Counter[str] = Counter()
+    used: set[str] = set()
     names = []
     for sample in samples:
-        name = (
-            "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in sample.name).strip(". ")
-            or "sample"
-        )
-        used[name.casefold()] += 1
-        count = used[name.casefold()]
-        names.append(name if count == 1 else f"{name}~{count}")
+        plain = "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in sample.name)
+        plain = plain.strip(". ") or "sample"
+        name, count = plain, 1
+        while same_name(name) in used:
+            count += 1
+            name = f"{plain}~{count}"
+        used.add(same_name(name))
+        names.append(name)
     return names

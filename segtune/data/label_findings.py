@@ -125,8 +125,8 @@ def _off_by_one(coding: MaskCoding, stored: Counter[int]) -> list[Finding]:
             severity=Severity.WARNING,
             code="off-by-one-labels",
             message=f"masks hold the values 1 to {number} and never 0: counted from one?",
-            hint=f"if 1 is the first class, data.values={{1: 0, ..., {number}: {number - 1}}} or --fix OUT; if 0 "
-            "is a class that happens to be absent, data.allow=[off-by-one-labels] makes --fix leave it alone",
+            hint=f"if 1 is the first class, data.values={{1: 0, ..., {number}: {number - 1}}} or --fix OUT; "
+            "if 0 is a class that is absent by chance, data.allow=[off-by-one-labels] makes --fix leave it alone",
         )
     ]
 

@@ -144,7 +144,8 @@ def _tiles(index: DataIndex, inspections: Sequence[Inspection]) -> list[Finding]
         Finding(
             severity=Severity.WARNING,
             code="overlapping-tiles",
-            message=f"by their names, {number_of(len(pairs), 'pair')} of tiles in different splits overlap: {shown}",
+            message=f"by their names, tiles in different splits overlap ({number_of(len(pairs), 'pair')}): "
+            f"{shown}",
             files=tuple(dict.fromkeys(files)),
             hint=r"split by scene: data.group='^(.*?)[_\-]?x?\d+[_\-]y?\d+$', or cut tiles without overlap",
         )

@@ -25,7 +25,7 @@ VERSION = 1
 MAX_BYTES = 256_000_000
 """Size of the whole folder above which the files that were not used for longest go."""
 SETTLED = 2.0
-"""Seconds after its last change from which a file is remembered: clocks are coarse, and see no second change."""
+"""Seconds after its last change from which a file is remembered: coarse clocks see no second change."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -24,6 +24,8 @@ THUMBNAIL = 32
 """Height and width, in pixels, of the thumbnails that duplicates are looked for with."""
 FREQUENT = 16
 """Grey levels of a picture that are taken for its most frequent ones."""
+CLASS_MAP, PHOTO = 0.95, 0.6
+"""Share of the 16 most frequent grey levels from which on, and below which, a file looks like one."""
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from statistics import median
 
 from segtune.data.base import DataIndex, Finding, Severity
 from segtune.data.findings import file_finding
-from segtune.data.inspection import Inspection
+from segtune.data.inspection import CLASS_MAP, PHOTO, Inspection
 from segtune.data.masks import FileReader, MaskCoding
 from segtune.types import IGNORE_INDEX
 
@@ -22,8 +22,6 @@ INVERTED_BORDER = 0.85
 """Share of a mask's border that is foreground where it looks inverted."""
 TRANSITION = 0.8
 """A value with this share of its pixels between a smaller and a larger neighbour belongs to no region."""
-CLASS_MAP, PHOTO = 0.95, 0.6
-"""Share of the 16 most frequent grey levels from which on, and below which, a file looks like one."""
 SCALES = 8.0
 """The brightest pixels of files on one scale do not differ by more than this factor."""
 
@@ -126,7 +124,7 @@ def _off_by_one(coding: MaskCoding, stored: Counter[int]) -> list[Finding]:
             code="off-by-one-labels",
             message=f"masks hold the values 1 to {number} and never 0: counted from one?",
             hint=f"if 1 is the first class, data.values={{1: 0, ..., {number}: {number - 1}}} or --fix OUT; "
-            "if 0 is a class that is absent by chance, data.allow=[off-by-one-labels] makes --fix leave it alone",
+            "if 0 is a class, absent by chance, data.allow=[off-by-one-labels] makes --fix leave it alone",
         )
     ]
 
@@ -150,13 +148,17 @@ def interpolated_values(coding: MaskCoding, inspections: Sequence[Inspection]) -
 def _interpolated(index: DataIndex, coding: MaskCoding, inspections: Sequence[Inspection]) -> list[Finding]:
     values = interpolated_values(coding, inspections)
     shown = ", ".join(map(str, values[:6])) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
+    rest = set().union(*(i.stored.keys() for i in inspections)) - set(values)
+    hint = "resize masks with nearest neighbour; --fix OUT ignores these pixels"
+    if len(rest) == 2:
+        hint = "these are black and white masks: state data.masks=binary"
     return file_finding(
         Severity.WARNING,
         "interpolated-masks",
         f"masks were resized with interpolation: the values {shown} occur only at edges, between two others",
         index.root,
         [i.sample.mask for i in inspections if i.sample.mask is not None and i.stored.keys() & set(values)],
-        "resize masks with nearest neighbour; --fix OUT ignores these pixels",
+        hint,
     )
 
 

@@ -39,7 +39,7 @@ def _identical(index: DataIndex, inspections: Sequence[Inspection]) -> tuple[lis
     for inspection in inspections:
         if inspection.digest:
             groups[inspection.digest].append(inspection)
-    same = [group for group in groups.values() if len(group) > 1]
+    same = [sorted(group, key=_split_order) for group in groups.values() if len(group) > 1]
     across = [group for group in same if len({i.sample.split for i in group}) > 1]
     within = [group for group in same if len({i.sample.split for i in group}) == 1]
     findings = _same_files(
@@ -58,6 +58,11 @@ def _identical(index: DataIndex, inspections: Sequence[Inspection]) -> tuple[lis
         "fine if it is meant; otherwise remove all but one of each, and their masks",
     )
     return findings, {i.sample.name for group in across for i in group}
+
+
+def _split_order(inspection: Inspection) -> int:
+    split = inspection.sample.split
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 
 def _same_files(

@@ -54,7 +54,7 @@ def _findings(report: CheckReport) -> Section:
 
 
 def _reading(report: CheckReport) -> Section:
-    return Section("How it is read", notes=list(report.evidence))
+    return Section("How it is read", blocks=[Block("evidence", "\n".join(report.evidence), open=True)])
 
 
 def _examples(report: CheckReport) -> Section:
@@ -131,7 +131,8 @@ def _bars(names: tuple[str, ...], shares: list[float], palette: tuple[tuple[int,
         length = round(share / longest * width, 1)
         lines.append(
             f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(name[:24])}</text>'
-            f'<rect x="{left}" y="{y + 4}" width="{length}" height="14" fill="rgb({r},{g},{b})" stroke="#777"/>'
+            f'<rect x="{left}" y="{y + 4}" width="{length}" height="14" fill="rgb({r},{g},{b})" '
+            'stroke="#777"/>'
             f'<text x="{left + length + 6}" y="{y + 15}">{percent(share)}</text>'
         )
     height = len(names) * step + 4

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segtune.cli.options import config_option, flags, json_option, print_json, set_option
+
+if TYPE_CHECKING:
+    from segtune.config.run import RunConfig
 
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 """A value of model.weights that ends so is a file: a missing one is named before torch is imported."""
@@ -35,10 +40,9 @@ def command(
 
     DATA is a folder of images and masks, or a CSV manifest; see `segtune data check DATA`.
     """
-    from segtune.config.layers import Layer
-    from segtune.config.load import difference, load_settings
     from segtune.data import is_there
     from segtune.engine.folder import RunFolder
+    from segtune.engine.rank import is_first_process
     from segtune.errors import UsageError, WeightsError
 
     given = flags(
@@ -46,6 +50,97 @@ def command(
         model=(("model", "name"), model),
         method=(("method", "name"), method),
     )
+    config = _settings(given, files, assignments, out, resume=resume)
+    if config.data_path is None:
+        raise UsageError("DATA is missing", hint="segtune fit DATA --model MODEL --method METHOD")
+    if not is_there(config.data_path):
+        raise UsageError(f"there is no data folder or manifest {config.data_path}", hint="check the path")
+    if out is None:
+        if config.train.devices * config.train.num_nodes > 1:
+            raise UsageError("several processes need the run's folder", hint="--out RUN")
+        out = _free_folder(config.data_path, config.model, config.method)
+    first = is_first_process()
+    if first:
+        RunFolder(out).claim(resume=resume)
+    weights = Path(config.weights).expanduser()
+    if weights.suffix in WEIGHTS_ENDINGS and not weights.exists():
+        raise WeightsError(f"weights file {config.weights!r} does not exist", hint="check model.weights")
+
+    from segtune.cli.console import ConsoleReporter
+    from segtune.engine.intake import take_in
+    from segtune.engine.reporter import Reporter
+
+    if first:
+        reporter: Reporter = ConsoleReporter()
+        reporter.note(f"run folder: {out}", *_changed(config.sources, config.to_dict()))
+        try:
+            check = take_in(config, reporter)
+        finally:
+            reporter.close()
+    else:
+        reporter, check = Reporter(), None
+
+    from segtune.engine.fit import fit
+
+    result = fit(config, out, resume=resume, reporter=reporter, check=check)
+    if not first:
+        return
+    if as_json:
+        print_json(result.result)
+        return
+    _print(result.result, out)
+
+
+def _print(result: dict[str, Any], out: Path) -> None:
+    """Scores and costs in three lines."""
+    click.echo(f"run     {out}")
+    for split in ("val", "test"):
+        evaluation = result[split]
+        if evaluation is not None:
+            scores = evaluation["scores"]
+            told = ", prompts from the ground truth" if evaluation["settings"]["prompts"] else ""
+            click.echo(
+                f"{split:<7} mIoU {scores['miou']:.4f}  Dice {scores['dice']:.4f}"
+                f"  accuracy {scores['pixel_accuracy']:.4f}{_saliency(scores)}"
+                f"  ({evaluation['num_images']} images{told})"
+            )
+    click.echo(
+        f"trained {result['parameters_trainable']:,} of {result['parameters_total']:,}"
+        f" parameters in {result['train_seconds']:.0f} s"
+        f" ({result['wait_share']:.0%} waiting for data);"
+        f" adapter {result['adapter_bytes']:,} bytes"
+    )
+
+
+def _saliency(scores: dict[str, float]) -> str:
+    """The saliency scores that were asked for, as their literature calls them."""
+    names = {
+        "s_measure": "S",
+        "e_measure_max": "max E",
+        "weighted_f": "weighted F",
+        "mean_absolute_error": "MAE",
+    }
+    return "".join(f"  {short} {scores[name]:.4f}" for name, short in names.items() if name in scores)
+
+
+def _settings(
+    given: dict[str, Mapping[str, Any]],
+    files: tuple[Path, ...],
+    assignments: tuple[str, ...],
+    out: Path | None,
+    *,
+    resume: bool,
+) -> RunConfig:
+    """The run's settings: those given, or when resuming those that it was started with.
+
+    Raises:
+        UsageError: no folder to resume, or other settings than its own.
+    """
+    from segtune.config.layers import Layer
+    from segtune.config.load import difference, load_settings
+    from segtune.engine.folder import RunFolder
+    from segtune.errors import UsageError
+
     if resume:
         if out is None:
             raise UsageError("--resume needs the run's folder", hint="--out RUN")
@@ -60,62 +155,7 @@ def command(
             )
     else:
         config = load_settings(flags=given, files=files, assignments=assignments)
-    if config.data_path is None:
-        raise UsageError("DATA is missing", hint="segtune fit DATA --model MODEL --method METHOD")
-    if not is_there(config.data_path):
-        raise UsageError(f"there is no data folder or manifest {config.data_path}", hint="check the path")
-    if out is None:
-        out = _free_folder(config.data_path, config.model, config.method)
-
-    RunFolder(out).claim(resume=resume)
-    weights = Path(config.weights).expanduser()
-    if weights.suffix in WEIGHTS_ENDINGS and not weights.exists():
-        raise WeightsError(f"weights file {config.weights!r} does not exist", hint="check model.weights")
-
-    from segtune.cli.console import ConsoleReporter
-    from segtune.engine.intake import take_in
-
-    reporter = ConsoleReporter()
-    reporter.note(f"run folder: {out}", *_changed(config.sources, config.to_dict()))
-    try:
-        check = take_in(config, reporter)
-    finally:
-        reporter.close()
-
-    from segtune.engine.fit import fit
-
-    result = fit(config, out, resume=resume, reporter=reporter, check=check)
-    if as_json:
-        print_json(result.result)
-        return
-    click.echo(f"run     {out}")
-    for split in ("val", "test"):
-        evaluation = result.result[split]
-        if evaluation is not None:
-            scores = evaluation["scores"]
-            told = ", prompts from the ground truth" if evaluation["settings"]["prompts"] else ""
-            click.echo(
-                f"{split:<7} mIoU {scores['miou']:.4f}  Dice {scores['dice']:.4f}"
-                f"  accuracy {scores['pixel_accuracy']:.4f}{_saliency(scores)}"
-                f"  ({evaluation['num_images']} images{told})"
-            )
-    click.echo(
-        f"trained {result.result['parameters_trainable']:,} of {result.result['parameters_total']:,}"
-        f" parameters in {result.result['train_seconds']:.0f} s"
-        f" ({result.result['wait_share']:.0%} waiting for data);"
-        f" adapter {result.result['adapter_bytes']:,} bytes"
-    )
-
-
-def _saliency(scores: dict[str, float]) -> str:
-    """The saliency scores that were asked for, as their literature calls them."""
-    names = {
-        "s_measure": "S",
-        "e_measure_max": "max E",
-        "weighted_f": "weighted F",
-        "mean_absolute_error": "MAE",
-    }
-    return "".join(f"  {short} {scores[name]:.4f}" for name, short in names.items() if name in scores)
+    return config
 
 
 def _free_folder(data: Path, model: str, method: str) -> Path:

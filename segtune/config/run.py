@@ -49,7 +49,11 @@ class TrainSettings(Settings):
         gt=0,
         description="stop after so many seconds of training steps, instead of or besides the above",
     )
-    batch_size: int = Field(8, ge=1, description="images that enter the network at once")
+    batch_size: int = Field(
+        8, ge=1, description="images that enter the network at once, over all processes together"
+    )
+    devices: int = Field(1, ge=1, description="processes on each machine, one for each GPU")
+    num_nodes: int = Field(1, ge=1, description="machines")
     accumulate: int = Field(1, ge=1, description="batches summed up for one optimiser step")
     precision: Literal["auto", "32", "bf16", "16"] = Field(
         "auto", description="auto: bf16 where the processor has it, else 32"

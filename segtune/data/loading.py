@@ -188,11 +188,20 @@ class BatchSchedule(Sampler[list[Key]]):
         seed: of the run.
         start_step: the first step to yield, counted from the start of the run.
         num_steps: how many steps to yield.
+        part: number of this process and of all; each has its own samples of every batch.
     """
 
     def __init__(
-        self, num_samples: int, *, batch_size: int, seed: int, start_step: int = 0, num_steps: int
+        self,
+        num_samples: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        num_steps: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        self.part = part
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
@@ -214,7 +223,9 @@ class BatchSchedule(Sampler[list[Key]]):
             if batch == 0 or not order:
                 order = self._order(epoch)
             first = batch * self.batch_size
-            yield [(epoch, position) for position in order[first : first + self.batch_size]]
+            number, size = self.part
+            positions = order[first : first + self.batch_size][number::size]
+            yield [(epoch, position) for position in positions]
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
@@ -307,6 +318,7 @@ def train_loader(
     num_steps: int,
     crop: Size | None,
     prompts: PromptSource | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader[Batch]:
     """Batches of the split "train", from any step of the run on.
 
@@ -319,6 +331,7 @@ def train_loader(
         num_steps: number of batches to yield.
         crop: height, width in pixels of every sample; None for whole images.
         prompts: draws the prompts of each sample, for models that take them.
+        part: number of this process and of all; each gets its own samples of every batch.
 
     Returns:
         Yields `num_steps` batches, the same for any number of workers.
@@ -334,7 +347,12 @@ def train_loader(
         settings, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index
     )
     schedule = BatchSchedule(
-        len(samples), batch_size=batch_size, seed=seed, start_step=start_step, num_steps=num_steps
+        len(samples),
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        num_steps=num_steps,
+        part=part,
     )
     return _Loader(
         _Deferred(TrainDataset(index, samples, transform, seed, prompts)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from segtune.data.settings import DataSettings
 from segtune.data.volumes.reader import VolumeReader
 from segtune.engine.infer import Inference
 from segtune.engine.volumes import VolumeScoring, whole_cases
+from segtune.engine.world import World
 from segtune.errors import DataError, UsageError
 from segtune.metrics.miou_per_image import image_scores
 from segtune.metrics.per_class import per_class
@@ -60,6 +62,7 @@ def evaluate_samples(
     batch_size: int = 1,
     saliency: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Scores a model on samples with ground truth.
 
@@ -73,6 +76,7 @@ def evaluate_samples(
         batch_size: images of equal size that enter the model at once; no score depends on it.
         saliency: also score the foreground's probabilities, of two classes.
         progress: called with the number of images done and of all.
+        world: processes that share the work; each gets the scores of all.
 
     Raises:
         DataError: there is no sample.
@@ -88,14 +92,15 @@ def evaluate_samples(
     if saliency:
         require_two_classes(classes.num_classes)
     start = time.perf_counter()
+    own = samples if world is None else world.share(samples, lambda sample: sample.case)
     maps = SaliencyTally(classes.ignore_index)
     tally = Tally(classes.num_classes, classes.ignore_index)
-    volumes = VolumeScoring(index, samples) if isinstance(index.reader, VolumeReader) else None
+    volumes = VolumeScoring(index, own) if isinstance(index.reader, VolumeReader) else None
     prompted = inference.model.prompted
     prompts = PromptSource(settings, prompted, classes.ignore_index) if prompted else None
     surprise, pixels = 0.0, 0
     done = 0
-    for batch in _equal_sizes(eval_loader(index, samples, settings, prompts), batch_size):
+    for batch in _equal_sizes(eval_loader(index, own, settings, prompts), batch_size):
         probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
         predictions = probabilities.argmax(dim=1)
         masks = batch.masks
@@ -114,12 +119,17 @@ def evaluate_samples(
         pixels += int(valid.sum())
         done += len(batch.names)
         if progress is not None:
-            progress(done, len(samples))
+            progress(done, len(own))
+    cases = {} if volumes is None else volumes.tally.cases
+    if world is not None and world.size > 1:
+        parts = world.gather((tally, maps, cases, surprise, pixels))
+        tally, maps, cases, surprise, pixels = functools.reduce(_merged, parts)
     scores = compute_scores(tally)
     scores["cross_entropy"] = surprise / pixels if pixels else float("nan")
     if saliency:
         scores.update(saliency_scores(maps))
     if volumes is not None:
+        volumes.tally.cases = cases
         scores.update(volumes.tally.scores())
     return Evaluation(
         split=split,
@@ -131,12 +141,22 @@ def evaluate_samples(
         per_image=dict(zip(tally.names, image_scores(tally), strict=True)),
         seconds=time.perf_counter() - start,
         tally=tally,
-        volumes={} if volumes is None else volumes.tally.cases,
+        volumes=cases,
         settings={
             **inference.settings.to_dict(),
             "prompts": None if prompts is None else prompts.describe(),
         },
     )
+
+
+Part = tuple[Tally, SaliencyTally, dict[str, Any], float, int]
+"""What one process has counted."""
+
+
+def _merged(first: Part, second: Part) -> Part:
+    first[0].merge(second[0])
+    first[1].merge(second[1])
+    return first[0], first[1], {**first[2], **second[2]}, first[3] + second[3], first[4] + second[4]
 
 
 def require_two_classes(num_classes: int) -> None:

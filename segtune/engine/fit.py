@@ -23,10 +23,12 @@ from segtune.engine.folder import RunFolder
 from segtune.engine.image_counts import ImageCounts, write_counts
 from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
+from segtune.engine.rank import is_first_process
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import git_commit, versions
 from segtune.engine.tensors import read_tensors
 from segtune.engine.train import Trainer
+from segtune.engine.world import join_world
 from segtune.errors import SegtuneError
 
 PROBE_SIDE = 512
@@ -73,23 +75,27 @@ def fit(
         DataError: the data has errors.
         TrainingError: the loss is not a number, or memory ran out.
     """
-    reporter = reporter or Reporter()
     folder = RunFolder(out)
-    folder.claim(resume=resume)
+    if is_first_process():
+        folder.claim(resume=resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    world = join_world(config)
+    reporter = reporter if reporter is not None and world.is_first else Reporter()
     try:
-        check = check or take_in(config, reporter)
+        check = world.first(lambda: check or take_in(config, reporter))
         job = prepare(config, folder, check)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_config(config)
-        write_json(folder.data, check.to_dict())
+        if world.is_first:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_config(config)
+            write_json(folder.data, check.to_dict())
         _announce(job, reporter)
-        trainer = Trainer(job, reporter)
+        trainer = Trainer(job, reporter, world)
         try:
             trainer.run()
         except (SegtuneError, OSError):
-            if not resume and trainer.progress.step == 0:  # not one step was done: nothing is worth keeping
+            # not one step was done: nothing is worth keeping
+            if world.is_first and not resume and trainer.progress.step == 0:
                 shutil.rmtree(folder.path)
             raise
         return _finish(job, trainer, reporter)
@@ -126,14 +132,16 @@ def _prompt_notes(job: Job) -> list[str]:
 
 def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     config, folder, applied, progress = job.config, job.folder, job.tunable.applied, trainer.progress
-    applied.load_state_dict(read_tensors(folder.best))
-    description = describe(job.tunable, config, job.index.classes, job.inference.to_dict())
-    save_adapter(job.tunable, description, folder.adapter)
-    verify_adapter(job.tunable, folder.adapter, _probe(job))
-    reporter.note(f"adapter saved and loaded back with equal outputs: {folder.adapter}")
+    world = trainer.world
+    applied.load_state_dict(world.first(lambda: read_tensors(folder.best)))
+    if world.is_first:
+        description = describe(job.tunable, config, job.index.classes, job.inference.to_dict())
+        save_adapter(job.tunable, description, folder.adapter)
+        verify_adapter(job.tunable, folder.adapter, _probe(job))
+        reporter.note(f"adapter saved and loaded back with equal outputs: {folder.adapter}")
     scores = {split: _score(job, trainer, split) for split in ("val", "test")}
     counts = applied.counts()
-    adapter_bytes = (folder.adapter / TENSORS).stat().st_size
+    adapter_bytes = world.first(lambda: (folder.adapter / TENSORS).stat().st_size)
     result = {
         "model": config.model,
         "method": config.method,
@@ -155,6 +163,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         **trainer.resources,
         "estimated_step_bytes": job.estimate.total,
         "device": job.device.type,
+        "processes": world.size,
         "precision": job.precision,
         "crop": job.crop,
         "learning_rate": learning_rate(config, applied),
@@ -162,7 +171,8 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         "versions": versions(),
         "commit": git_commit(Path(segtune.__file__).parent.parent),
     }
-    write_json(folder.result, result)
+    if world.is_first:
+        write_json(folder.result, result)
     return FitResult(folder=folder.path, result=result)
 
 
@@ -173,7 +183,8 @@ def _score(job: Job, trainer: Trainer, split: str) -> dict[str, Any] | None:
         return None
     evaluation = trainer.evaluate(split)
     groups = {sample.case: sample.group for sample in samples}
-    write_counts(job.folder.images(split), ImageCounts.from_tally(evaluation.tally, groups))
+    if trainer.world.is_first:
+        write_counts(job.folder.images(split), ImageCounts.from_tally(evaluation.tally, groups))
     return evaluation.to_dict()
 
 

@@ -106,6 +106,13 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
             f" {len(check.image_sizes)} different sizes cannot make a batch",
             hint="set data.crop or data.resize, or train.batch_size=1",
         )
+    num_processes = config.train.devices * config.train.num_nodes
+    if num_processes > 1 and len(index.training) < config.train.batch_size:
+        raise UsageError(
+            f"{len(index.training)} images to train on are fewer than train.batch_size="
+            f"{config.train.batch_size}, which {num_processes} processes divide among them",
+            hint="a smaller train.batch_size, or one process",
+        )
     # refuses what does not fit the images before anything is written
     TrainTransform(config.data, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index)
     inference = InferenceSettings.from_data(config.data, precision, recipe_of(index))
@@ -115,7 +122,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         model_settings=config.model_settings,
         num_classes=index.classes.num_classes,
         parts=config.method_parts,
-        batch_size=config.train.batch_size,
+        batch_size=config.train.batch_size // num_processes,
         size=crop or max(check.image_sizes, key=lambda size: size[0] * size[1]),
         precision=precision,
         optimizer=config.optim.name,

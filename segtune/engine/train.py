@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.tensors import write_tensors
+from segtune.engine.world import World
 from segtune.types import Batch, SegOutput
 
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
@@ -40,10 +40,12 @@ class Trainer:
     Args:
         job: everything that was built for the run.
         reporter: hears what happens.
+        world: the processes that train together.
     """
 
-    def __init__(self, job: Job, reporter: Reporter) -> None:
+    def __init__(self, job: Job, reporter: Reporter, world: World) -> None:
         self.job = job
+        self.world = world
         self.config = job.config
         self.folder = job.folder
         self.reporter = reporter
@@ -67,16 +69,20 @@ class Trainer:
             learning_rate(self.config, applied),
             applied.rate_factors(),
         )
-        precision: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[job.precision]
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        fabric = Fabric(accelerator=job.device.type, devices=1, precision=precision)
+        fabric = self.world.fabric
         self.progress = self._restore(fabric, optimizer)
         model, optimizer = fabric.setup(job.tunable.model, optimizer)
-        log = MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
+        log = (
+            MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
+            if self.world.is_first
+            else None
+        )
         self.reporter.training(self.progress.step, None if job.num_steps == MOST_STEPS else job.num_steps)
         try:
             with ResourceMonitor(
-                job.device, self.progress.peak_process_bytes, log=self.folder.resources
+                job.device,
+                self.progress.peak_process_bytes,
+                log=self.folder.resources if self.world.is_first else None,
             ) as monitor:
                 self._loop(fabric, model, optimizer, log, monitor)
                 self.resources = monitor.snapshot()
@@ -85,12 +91,14 @@ class Trainer:
                 raise out_of_memory(self.config, job.device, job.crop, job.estimate.total) from error
             raise
         finally:
-            log.close()
+            if log is not None:
+                log.close()
 
     def _keep_as_it_is(self) -> None:
         """What a run leaves behind where nothing is trained."""
-        MetricLog(self.folder, 0, 0).close()
-        write_tensors(self.folder.best, self.job.tunable.applied.state_dict(), {"step": "0"})
+        if self.world.is_first:
+            MetricLog(self.folder, 0, 0).close()
+            write_tensors(self.folder.best, self.job.tunable.applied.state_dict(), {"step": "0"})
         with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:
             self.resources = monitor.snapshot()
 
@@ -101,11 +109,12 @@ class Trainer:
         self.job.tunable.applied.load_state_dict(tensors)
         optimizer.load_state_dict(optimizer_state)
         fabric.strategy.precision.load_state_dict(scaler)
-        self.reporter.note(f"continuing behind step {progress.step}")
+        all_steps = "" if self.job.num_steps == MOST_STEPS else f" of {self.job.num_steps}"
+        self.reporter.note(f"continuing behind step {progress.step}{all_steps}")
         return progress
 
     def _loop(
-        self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog, monitor: ResourceMonitor
+        self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog | None, monitor: ResourceMonitor
     ) -> None:
         config, progress = self.config, self.progress
         peak = learning_rate(config, self.job.tunable.applied)
@@ -115,13 +124,13 @@ class Trainer:
         while not self._is_over() and not progress.stopped:
             rate = peak * rate_factor(config.optim, *self._place())
             set_rate(optimizer, rate)
-            # dropout and the like depend on the step alone, so that resuming repeats them
-            torch.manual_seed(derive_seed("step", config.train.seed, progress.step))
+            # dropout and the like depend on step and process alone, so that resuming repeats them
+            torch.manual_seed(derive_seed("step", config.train.seed, progress.step, *self._rank()))
             loss, wait, num_images = self._step(fabric, model, optimizer, batches)
             now = time.perf_counter()
             progress.step += 1
             progress.images += num_images
-            progress.seconds += now - begin
+            progress.seconds += self._agreed(now - begin)
             progress.wait_seconds += wait
             values = {
                 "step": progress.step,
@@ -132,16 +141,27 @@ class Trainer:
                 "wait_seconds": wait,
                 "images_per_second": num_images / (now - begin),
             }
-            log.write("train", values)
+            if log is not None:
+                log.write("train", values)
             self.reporter.step(values)
             if self._epoch_ends(config.train.validate_every):
                 self._validate(log, {**monitor.snapshot(), "train_loss": loss})
                 model.train()
-            if self._checkpoint_due():
+            if log is not None and self._checkpoint_due():
                 progress.log_bytes = log.num_bytes
                 progress.peak_process_bytes = monitor.peak_process_bytes
                 self._checkpoint(fabric, optimizer)
             begin = time.perf_counter()
+
+    def _rank(self) -> tuple[int, ...]:
+        """What tells the random numbers of this process from those of the first one."""
+        return () if self.world.is_first else (self.world.rank,)
+
+    def _agreed(self, seconds: float) -> float:
+        """Seconds that all processes count alike, where they decide when to stop."""
+        if self.config.train.seconds is None:
+            return seconds
+        return self.world.mean(torch.tensor(seconds, device=self.job.device)).item()
 
     def _is_over(self) -> bool:
         """Whether the steps or the seconds of the run are used up."""
@@ -176,6 +196,7 @@ class Trainer:
                 num_steps=(self.job.num_steps - step) * accumulate,
                 crop=self.job.crop,
                 prompts=PromptSource(config.data, prompted, index.classes.ignore_index) if prompted else None,
+                part=(self.world.rank, self.world.size),
             )
         )
 
@@ -195,11 +216,12 @@ class Trainer:
                 output: SegOutput = model(images, prompts=to_device(batch.prompts, self.job.device))
                 loss = self._total_loss(output, masks)
                 names += batch.names
-                if not torch.isfinite(loss):
-                    raise not_a_number(loss.item(), names, self.progress.step + 1, self.folder)
+                mean = self.world.mean(loss)
+                if not torch.isfinite(mean):  # in any process, so that all of them stop
+                    raise not_a_number(mean.item(), names, self.progress.step + 1, self.folder)
                 fabric.backward(loss / accumulate)
-            total += loss.item() / accumulate
-            num_images += len(batch.names)
+            total += mean.item() / accumulate
+            num_images += len(batch.names) * self.world.size
         if self.config.optim.clip is not None:
             norm = fabric.clip_gradients(
                 model, optimizer, max_norm=self.config.optim.clip, error_if_nonfinite=False
@@ -245,7 +267,7 @@ class Trainer:
             fabric.strategy.precision.state_dict(),
         )
 
-    def _validate(self, log: MetricLog, extra: dict[str, Any]) -> None:
+    def _validate(self, log: MetricLog | None, extra: dict[str, Any]) -> None:
         progress = self.progress
         values: dict[str, Any] = {"step": progress.step, "epoch": self._epoch()}
         best = True
@@ -265,14 +287,15 @@ class Trainer:
             progress.stopped = patience is not None and progress.stale >= patience
         else:
             progress.best_step = progress.step
-        if best:
+        if best and log is not None:
             write_tensors(
                 self.folder.best, self.job.tunable.applied.state_dict(), {"step": str(progress.step)}
             )
         values.update({**extra, "seconds": progress.seconds, "best": best})
         progress.validations.append(values)
-        log.write("val", values)
-        log.write_table(progress.validations)
+        if log is not None:
+            log.write("val", values)
+            log.write_table(progress.validations)
         self.reporter.validated(values)
 
     def _evaluation_batch(self) -> int:
@@ -293,4 +316,5 @@ class Trainer:
             batch_size=self._evaluation_batch(),
             saliency=self.config.train.saliency,
             progress=self.reporter.evaluating,
+            world=self.world,
         )

@@ -10,8 +10,8 @@ What it changes
 Where it attaches
     Linear layers (by default those of attention's queries, keys and values) and convolutions. Layers
     whose weight is read instead of being called, and grouped convolutions, are left out. Tokens
-    [B, N, C] are put on the grid of the image's shape, or on a square one; others, such as those with a
-    class token, are refused.
+    [B, N, C] are put on the grid of the image's shape, or on a square one; class and register tokens in
+    front of them pass the experts by. Tokens that lie on no grid are refused.
 
 Parameters
     `r (I + O) + E (9 r r + r) + 2 E r` for I inputs, O outputs, E experts; I k k in place of I for a
@@ -203,7 +203,7 @@ class ConvLoraOperation(Operation):
             return x.shape[1], x.shape[2]
         if x.ndim != 3:
             raise UsageError(
-                f"conv-lora needs maps [B, h, w, C] or tokens [B, N, C]; a layer got {tuple(x.shape)}",
+                f"conv-lora needs maps [B, h, w, C] or tokens [B, N, C]; a layer got {x.ndim} axes",
                 hint="leave that layer out with method.exclude",
             )
         num_tokens = x.shape[1]

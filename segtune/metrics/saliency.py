@@ -61,6 +61,11 @@ class SaliencyTally:
         if truth.any():
             self.weighted_f.append(weighted_f_of_image(probability, truth))
 
+    def merge(self, other: SaliencyTally) -> None:
+        """Adds the images of another tally."""
+        for name in ("s", "e_adaptive", "e_curves", "weighted_f", "errors"):
+            getattr(self, name).extend(getattr(other, name))
+
 
 def saliency_scores(tally: SaliencyTally) -> dict[str, float]:
     """Every score of the registry by name, without those that no image counts for."""

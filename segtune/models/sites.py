@@ -104,7 +104,8 @@ def probe_access(model: SegModel, sites: Sequence[Site]) -> dict[str, Access | L
         For each site CALL, WEIGHT (the layer is never called, its weight is read) or "unused".
     """
     traced = trace(model)
-    return {site.name: _access(site.name, site.kind, traced) or "unused" for site in sites}
+    names = {module: name for name, module in model.named_modules()}
+    return {site.name: _access(names[site.module], site.kind, traced) or "unused" for site in sites}
 
 
 def _access(name: str, kind: SiteKind, traced: Trace) -> Access | None:

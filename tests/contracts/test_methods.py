@@ -34,7 +34,10 @@ from tests.contracts.table import (
 )
 
 NOT_COMPOSED = {
-    ("sequence", "conv-lora+vpt"),  # convolutions need a grid, which a sequence with further tokens has not
+    # convolutions need a grid, which a sequence with further tokens has not
+    ("sequence", "conv-lora+vpt"),
+    ("hf:eomt", "conv-lora+vpt"),
+    ("hf-backbone:dinov2", "conv-lora+vpt"),
     ("deeplabv3", "lst+head"),  # of what reaches a side block, 1e-13 behind norms on tiny maps, nothing moves
 }
 
@@ -49,7 +52,8 @@ def test_output_is_unchanged_at_the_start(model_name, method):
         assert torch.equal(logits(model), before)
     else:
         difference = (logits(model) - before).abs().max() / before.abs().max()
-        assert 0 < difference < loaded.start_difference
+        assert difference < loaded.start_difference
+        assert difference > 0 or method.startswith("peft:"), "some tuners of a family start as the base"
 
 
 @pytest.mark.parametrize(("model_name", "method"), CASES)

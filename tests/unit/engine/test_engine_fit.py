@@ -25,7 +25,7 @@ def test_what_a_run_leaves(tiny_data: Path, tmp_path: Path) -> None:
     result = fit(make_config(tiny_data, train__epochs=2, train__batch_size=4), run)
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "tensorboard",
-        "checkpoints", "adapter", "result.json",
+        "checkpoints", "adapter", "result.json", "images_val.csv", "images_test.csv", "resources.csv",
     }  # fmt: skip
     saved = json.loads((run / "result.json").read_text())
     assert saved["steps"] == 4

@@ -88,14 +88,14 @@ def test_without_parity_nothing_is_written(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
     out = tmp_path / "merged.safetensors"
-    measure, calls = merging._differences, []
+    measure, calls = merging.differences_of, []
 
     def differ(*arguments: object) -> list[float]:
         calls.append(1)
         values = measure(*arguments)  # type: ignore[arg-type]
         return [1.0, 1.0] if len(calls) == (1 if bad == "merged" else 2) else values
 
-    monkeypatch.setattr(merging, "_differences", differ)
+    monkeypatch.setattr(merging, "differences_of", differ)
     with pytest.raises(MergeError, match=f"{bad} (model|file)? ?does not agree|{bad}"):
         merge_run(load_run(tiny_run), out)
     assert list(tmp_path.iterdir()) == []

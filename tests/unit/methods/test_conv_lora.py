@@ -132,7 +132,7 @@ def test_tokens_of_a_square_grid_need_no_image_and_other_tokens_are_refused():
     assert torch.equal(layer(x.flatten(1, 2)), layer(x).flatten(1, 2))
     with pytest.raises(UsageError, match=r"12 tokens.*64 x 96"):
         layer(torch.randn(2, 12, WIDTH))
-    with pytest.raises(UsageError, match=r"got \(2, 6\)"):
+    with pytest.raises(UsageError, match=r"got 2 axes"):
         layer(torch.randn(2, WIDTH))
 
 

@@ -91,7 +91,7 @@ def test_unused_parts_of_an_encoder_are_known_and_offer_no_sites():
     }),
     ("dpt/tu-vit_tiny_patch16_224", {
         "conv": 31, "norm": 41, "block": 12, "attention_qkv": 12, "attention_proj": 12, "mlp": 24,
-        "linear": 4, "conv_transpose": 2, "head": 1,
+        "linear": 4, "conv_transpose": 2, "head": 1, "tokens": 12,
     }),
 ])  # fmt: skip
 def test_site_counts(name, expected):

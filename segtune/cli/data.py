@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -24,6 +26,13 @@ def command() -> None:
     metavar="FILE",
     help="Write a sheet of images and masks (PNG) here.",
 )
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one page with everything here."
+)
+@click.option(
+    "--fix", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a corrected copy of DATA here."
+)
+@click.option("--no-cache", is_flag=True, help="Open every file, also those that are as they were.")
 @json_option
 @click.pass_context
 def check(
@@ -32,11 +41,14 @@ def check(
     files: tuple[Path, ...],
     assignments: tuple[str, ...],
     preview: Path | None,
+    html: Path | None,
+    fix: Path | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
-    """Say how DATA is read, and what is wrong with it.
+    """Say whether DATA can be trained on, how it is read, and what is wrong with it.
 
-    Exit code 1 where there is an error among the findings.
+    Exit code 1 where there is an error among the findings; with --fix, where the copy has one.
     """
     from segtune.config.load import load_data_settings
     from segtune.data import is_there
@@ -49,20 +61,58 @@ def check(
     from segtune.data.check import check_data
     from segtune.data.open import open_data
 
+    if no_cache:
+        settings = settings.model_copy(update={"cache": False})
     index = open_data(data, settings)
-    report = check_data(index, settings)
+    with _bar("reading") as progress:
+        report = check_data(index, settings, progress)
+    values = report.to_dict()
+    lines = [report.text()]
     if preview is not None:
         from segtune.data.preview import write_preview
 
-        write_preview(index, preview)
+        lines.append(f"preview  {write_preview(index, preview)}")
+    if html is not None:
+        from segtune.report.data_page import write_data_page
+
+        lines.append(f"page  {write_data_page(report, html)}")
+    if fix is not None:
+        from segtune.data.fix import write_fixed
+
+        with _bar("writing") as progress:
+            fixed = write_fixed(report, settings, fix, progress)
+        report = check_data(fix)
+        values["fixed"] = {
+            "folder": str(fixed.folder),
+            "written": fixed.written,
+            "changes": list(fixed.changes),
+            "left_out": list(fixed.left_out),
+            "check": report.to_dict(),
+        }
+        lines.append(f"copy  {fix}: {report.verdict}")
+        lines += [f"  {change}" for change in fixed.changes]
+        lines += [f"  left out: {reason}" for reason in fixed.left_out[:5]]
+        if len(fixed.left_out) > 5:
+            lines.append(f"  left out: {len(fixed.left_out) - 5} more, see {fix / 'changes.txt'}")
     if as_json:
-        print_json(report.to_dict())
+        print_json(values)
     else:
-        click.echo(report.text())
-        if preview is not None:
-            click.echo(f"preview  {preview}")
+        click.echo("\n".join(lines))
     if not report.ok:
         context.exit(1)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda finished, total: bar.update(task, completed=finished, total=total)
 
 
 @command.command("convert")
@@ -89,20 +139,10 @@ def convert(format: str, source: Path, target: Path, quality: int, as_json: bool
 
     import dataclasses
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from segtune.data.convert import convert_gta5
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"converting {format}", total=None)
-        done = convert_gta5(
-            source,
-            target,
-            quality=quality,
-            progress=lambda finished, total: bar.update(task, completed=finished, total=total),
-        )
+    with _bar(f"converting {format}") as progress:
+        done = convert_gta5(source, target, quality=quality, progress=progress)
     if as_json:
         print_json(dataclasses.asdict(done))
         return

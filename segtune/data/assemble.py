@@ -9,7 +9,8 @@ from pathlib import Path
 from segtune.data.base import DataIndex, Finding, Sample
 from segtune.data.coding import understand
 from segtune.data.description import description_path, read_description
-from segtune.data.files import ReadMask, read_mask_file
+from segtune.data.files import ReadMask, read_image, read_mask_file
+from segtune.data.inspection import CLASS_MAP, PHOTO, focus
 from segtune.data.known import KnownCoding, restate
 from segtune.data.masks import FileReader
 from segtune.data.settings import DataSettings
@@ -55,7 +56,16 @@ def assemble(
         understanding = restate(known, settings, description)
     else:
         masks = [sample.mask for sample in kept if sample.mask is not None]
-        understanding = understand(root, masks, settings, description, read)
+        try:
+            understanding = understand(root, masks, settings, description, read)
+        except DataError:
+            if not _swapped(kept, read):
+                raise
+            raise DataError(
+                f"{root}: images and masks look swapped: {kept[0].image.name} has few grey levels, its mask "
+                "those of a photograph",
+                hint="exchange the folders, or the columns of the table",
+            ) from None
     coding = understanding.coding
     return DataIndex(
         root=root,
@@ -97,3 +107,18 @@ def choose_samples(
 def _wanted(name: str, settings: DataSettings) -> bool:
     included = not settings.include or any(fnmatch.fnmatchcase(name, glob) for glob in settings.include)
     return included and not any(fnmatch.fnmatchcase(name, glob) for glob in settings.exclude)
+
+
+def _swapped(samples: Sequence[Sample], read: ReadMask) -> bool:
+    """Whether the first images look like class maps, and their masks like photographs."""
+    swapped = []
+    for sample in samples[:8]:
+        try:
+            values = read(sample.mask or sample.image).values
+            image = focus(read_image(sample.image).max(axis=2))
+        except DataError:
+            continue
+        swapped.append(
+            image >= CLASS_MAP and focus(values if values.ndim == 2 else values.max(axis=2)) < PHOTO
+        )
+    return bool(swapped) and all(swapped)

@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from segtune.data.base import SPLITS, DataIndex, Finding, Severity
 from segtune.data.check_report import CheckReport, percent
-from segtune.data.duplicates import near_duplicates
-from segtune.data.files import Progress, map_threads
-from segtune.data.findings import allowed, file_finding, number_of, relative
-from segtune.data.inspection import Inspection, inspect_case
+from segtune.data.files import Progress
+from segtune.data.findings import allowed, file_finding, number_of
+from segtune.data.inspection import Inspection, from_values, inspect_case, to_values
+from segtune.data.label_findings import label_findings, pixel_findings
+from segtune.data.leak_findings import leak_findings
+from segtune.data.masks import FileReader
 from segtune.data.open import open_data
+from segtune.data.remembered import remember
+from segtune.data.scan import name_of
 from segtune.data.settings import DataSettings
+from segtune.data.tree_findings import tree_findings
 from segtune.types import IGNORE_INDEX
 
 FEW_SAMPLES = 10
@@ -44,7 +49,18 @@ def check_data(
     settings = settings or DataSettings()
     index = data if isinstance(data, DataIndex) else open_data(data, settings)
     cases = [list(own) for _, own in itertools.groupby(index.samples, lambda sample: sample.case)]
-    inspections = map_threads(lambda samples: inspect_case(index, samples), cases, progress)
+    inspections = remember(
+        index.root,
+        _recipe(index, settings),
+        cases,
+        files=lambda own: [
+            path for sample in own for path in (sample.image, sample.mask) if path is not None
+        ],
+        make=lambda own: inspect_case(index, own),
+        dump=to_values,
+        load=lambda own, values: from_values(own[len(own) // 2], values),
+        progress=progress,
+    )
     class_pixels, ignored_pixels = _count_pixels(index, inspections)
     found = [
         *_file_findings(index, inspections),
@@ -52,7 +68,10 @@ def check_data(
         *_class_findings(index, class_pixels),
         *_mask_findings(index, inspections),
         *_image_findings(index, inspections),
-        *_duplicate_findings(index, inspections),
+        *label_findings(index, inspections),
+        *pixel_findings(index, inspections),
+        *leak_findings(index, inspections),
+        *tree_findings(index),
     ]
     findings = [*index.findings, *(allowed(finding, settings, index.expected) for finding in found)]
     sizes = Counter(inspection.size for inspection in inspections if inspection.size is not None)
@@ -63,6 +82,7 @@ def check_data(
         for sample in own
     )
     return CheckReport(
+        inspections=tuple(inspections),
         root=index.root,
         format=index.format,
         num_classes=index.classes.num_classes,
@@ -74,9 +94,31 @@ def check_data(
         class_pixels=class_pixels,
         ignored_pixels=ignored_pixels,
         image_sizes=dict(sizes.most_common()),
+        mask_values=_mask_values(inspections),
         details=index.details,
         usable=index.with_samples(usable),
     )
+
+
+def _recipe(index: DataIndex, settings: DataSettings) -> str | None:
+    """What an inspection depends on besides the files, as text; None where it cannot be told."""
+    reader = index.reader
+    if not (settings.cache and isinstance(reader, FileReader)):
+        return None
+    name = name_of(reader.read)
+    coding = reader.coding
+    parts = (coding.coding, coding.threshold, sorted(coding.values.items()), sorted(coding.colours.items()))
+    return None if name is None else f"check {name} {reader.channels} {parts}"
+
+
+def _mask_values(inspections: Sequence[Inspection]) -> dict[int, tuple[int, int]]:
+    """Value in the mask files -> its pixels and the number of masks that hold it."""
+    pixels: Counter[int] = Counter()
+    masks: Counter[int] = Counter()
+    for inspection in inspections:
+        pixels.update(inspection.stored)
+        masks.update(inspection.stored.keys())
+    return {value: (pixels[value], masks[value]) for value in sorted(pixels)}
 
 
 def _count_pixels(
@@ -168,7 +210,9 @@ def _split_findings(index: DataIndex, settings: DataSettings) -> list[Finding]:
                     severity=Severity.INFO if stated else Severity.WARNING,
                     code="empty-split",
                     message=f"there are no {split} samples: {effect}",
-                    hint="" if stated else f"add some, or state data.{split}_fraction=0 if this is meant",
+                    hint=f"data.{split}_fraction=0 states so"
+                    if stated
+                    else f"add some, or state data.{split}_fraction=0 if this is meant",
                 )
             )
     return findings
@@ -263,7 +307,7 @@ def _image_findings(index: DataIndex, inspections: Sequence[Inspection]) -> list
         "images have an alpha channel, which is dropped",
         index.root,
         [i.sample.image for i in inspections if i.alpha],
-        "",
+        "nothing to do, unless the channel means something: data.bands names channels",
     )
     sizes = Counter(i.size for i in inspections if i.size is not None)
     if len(sizes) > 1:
@@ -275,34 +319,6 @@ def _image_findings(index: DataIndex, inspections: Sequence[Inspection]) -> list
                 message=f"images have {len(sizes)} sizes: height {min(heights)} to {max(heights)}, "
                 f"width {min(widths)} to {max(widths)} pixels",
                 hint="training uses crops (data.crop); data.resize brings all to one size",
-            )
-        )
-    return findings
-
-
-def _duplicate_findings(index: DataIndex, inspections: Sequence[Inspection]) -> list[Finding]:
-    findings = []
-    for first, second in itertools.combinations(SPLITS, 2):
-        sets = [
-            [i for i in inspections if i.sample.split == split and i.thumbnail is not None]
-            for split in (first, second)
-        ]
-        if not all(sets):
-            continue
-        thumbnails = [np.stack([i.thumbnail for i in one if i.thumbnail is not None]) for one in sets]
-        pairs = [(sets[0][m], sets[1][n]) for n, m in near_duplicates(thumbnails[1], thumbnails[0])]
-        if not pairs:
-            continue
-        files = relative(index.root, [one.sample.image for pair in pairs for one in pair])
-        shown = ", ".join(f"{files[k + 1]} like {files[k]}" for k in range(0, min(len(files), 6), 2))
-        findings.append(
-            Finding(
-                severity=Severity.WARNING,
-                code="near-duplicate-across-splits",
-                message=f"{second} images that look almost the same as one of {first} "
-                f"({len(pairs)} of {len(sets[1])}): {shown}",
-                files=files,
-                hint="scores are too good; split by sequence or patient (data.group), or remove them",
             )
         )
     return findings

@@ -11,6 +11,7 @@ from typing import Any
 
 from segtune.data.base import SPLITS, DataIndex, Finding, Severity
 from segtune.data.findings import number_of
+from segtune.data.inspection import Inspection
 from segtune.errors import DataError
 
 BAR = 24
@@ -38,14 +39,29 @@ class CheckReport:
     """Split -> pixels that count for nothing."""
     image_sizes: Mapping[tuple[int, int], int]
     """(height, width) -> number of images, the most frequent first."""
+    mask_values: Mapping[int, tuple[int, int]]
+    """Grey value or index in the mask files -> its pixels, masks that hold it; empty where colours decide."""
     details: Mapping[str, Any]
     usable: DataIndex
     """The data without the samples that cannot be read or whose sizes do not fit."""
+    inspections: tuple[Inspection, ...]
+    """What each image or volume holds."""
 
     @property
     def ok(self) -> bool:
         """Whether a run may start: there is no error."""
         return not any(finding.severity is Severity.ERROR for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the data can be trained on, in one line."""
+        counts = Counter(finding.severity for finding in self.findings)
+        errors, warnings = counts[Severity.ERROR], counts[Severity.WARNING]
+        found = f"{number_of(errors, 'error')}, {number_of(warnings, 'warning')}"
+        if errors:
+            return f"not ready: {found}"
+        splits = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        return f"ready to train: {self.num_classes} classes, {splits} ({found})"
 
     def require_ok(self) -> DataIndex:
         """The usable data.
@@ -70,6 +86,7 @@ class CheckReport:
             "root": str(self.root),
             "format": self.format,
             "ok": self.ok,
+            "verdict": self.verdict,
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
             "ignore_index": self.ignore_index,
@@ -84,6 +101,10 @@ class CheckReport:
             "image_sizes": [
                 {"height": height, "width": width, "count": count}
                 for (height, width), count in self.image_sizes.items()
+            ],
+            "mask_values": [
+                {"value": value, "pixels": pixels, "masks": masks}
+                for value, (pixels, masks) in self.mask_values.items()
             ],
             "details": dict(self.details),
         }
@@ -116,22 +137,18 @@ class CheckReport:
         sizes = ", ".join(f"{h} x {w} ({n})" for (h, w), n in itertools.islice(self.image_sizes.items(), 4))
         more = len(self.image_sizes) - 4
         splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
-        lines = [
-            f"{self.root}",
+        lines = [f"{self.root}: {self.verdict}"]
+        for finding in self.findings:
+            lines.append(f"  {finding.severity.value} [{finding.code}] {finding.message}")
+            lines.append(f"    fix: {finding.hint}")
+        lines += [
+            "",
             *(f"  {line}" for line in self.evidence),
             f"  {self.num_classes} classes; {splits}; height x width {sizes}"
             + (f" and {more} more" if more > 0 else ""),
             "",
             *(f"  {line}" for line in self.histogram().splitlines()),
-            "",
         ]
-        for finding in self.findings:
-            lines.append(f"  {finding.severity.value} [{finding.code}] {finding.message}")
-            if finding.hint:
-                lines.append(f"    hint: {finding.hint}")
-        counts = Counter(finding.severity for finding in self.findings)
-        errors, warnings = counts[Severity.ERROR], counts[Severity.WARNING]
-        lines.append(f"  {number_of(errors, 'error')}, {number_of(warnings, 'warning')}")
         return "\n".join(lines)
 
 

@@ -59,7 +59,7 @@ def understand(
     """
     # Named classes need no count, unless the ignored value may be one of theirs.
     named = settings.classes is not None and settings.ignore_index >= len(settings.classes)
-    scan = scan_masks(root, paths, at_most=NUM_SAMPLED if named else None, read=read)
+    scan = scan_masks(root, paths, at_most=NUM_SAMPLED if named else None, read=read, cache=settings.cache)
     coding, reason = choose_coding(scan, settings, description)
     if coding == "rgb":
         return _rgb(scan, settings, description, reason)

@@ -42,9 +42,9 @@ def write_preview(index: DataIndex, path: Path, num: int = 12) -> Path:
     Returns:
         The path.
     """
-    samples = _choose(index, num)
+    samples = choose(index, num)
     rows = [samples[i : i + COLUMNS] for i in range(0, len(samples), COLUMNS)]
-    drawn = [[_triplet(index, sample) for sample in row] for row in rows]
+    drawn = [[triplet(index, sample) for sample in row] for row in rows]
     heights = [max(picture.height for picture in row) for row in drawn]
     legend = _legend_places(index.classes)
     top = MARGIN + 34
@@ -107,7 +107,7 @@ def overlay(
     return result
 
 
-def _choose(index: DataIndex, num: int) -> list[Sample]:
+def choose(index: DataIndex, num: int) -> list[Sample]:
     """Samples drawn evenly from every split; small splits are shown as well."""
     splits = [split for split in SPLITS if index.split(split)]
     chosen: list[Sample] = []
@@ -118,7 +118,8 @@ def _choose(index: DataIndex, num: int) -> list[Sample]:
     return chosen[:num]
 
 
-def _triplet(index: DataIndex, sample: Sample) -> Pillow.Image:
+def triplet(index: DataIndex, sample: Sample) -> Pillow.Image:
+    """Image, mask in colours and both together beside each other; where they cannot be read, the reason."""
     try:
         image = _eight_bit(index.reader.image(sample))
         mask = index.reader.mask(sample)

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segtune.data.base import Colour
-from segtune.data.files import MaskFile, ReadMask, map_threads, read_mask_file
+from segtune.data.files import MaskFile, ReadMask, read_mask_file
 from segtune.data.masks import file_colours, pack_colour, pack_colours
+from segtune.data.remembered import remember
 from segtune.errors import DataError
 
 KEPT_COLOURS = 4096
@@ -115,7 +117,12 @@ def _count(file: MaskFile) -> tuple[dict[int, int], dict[int, int], bool]:
 
 
 def scan_masks(
-    root: Path, paths: Sequence[Path], *, at_most: int | None = None, read: ReadMask = read_mask_file
+    root: Path,
+    paths: Sequence[Path],
+    *,
+    at_most: int | None = None,
+    read: ReadMask = read_mask_file,
+    cache: bool = False,
 ) -> Scan:
     """Counts what masks hold.
 
@@ -124,6 +131,7 @@ def scan_masks(
         paths: every mask.
         at_most: look at so many only, spread evenly.
         read: takes what is stored out of a mask file.
+        cache: whether files that are as they were at an earlier scan are not opened again.
 
     Raises:
         DataError: no mask can be read.
@@ -131,9 +139,47 @@ def scan_masks(
     chosen = list(paths)
     if at_most is not None and len(paths) > at_most:
         chosen = [paths[i * len(paths) // at_most] for i in range(at_most)]
-    results = map_threads(lambda path: summarise(path, read), chosen)
+    name = name_of(read)
+    results = remember(
+        root,
+        f"scan {name}" if cache and name is not None else None,
+        chosen,
+        files=lambda path: [path],
+        make=lambda path: summarise(path, read),
+        dump=_to_values,
+        load=_from_values,
+    )
     masks = [result for result in results if isinstance(result, MaskSummary)]
     if not masks:
         error = next(result for result in results if isinstance(result, DataError))
         raise DataError(f"none of the {len(paths)} masks can be read, e.g. {error.message}", hint=error.hint)
     return Scan(masks=masks, total=len(paths), root=root)
+
+
+def name_of(read: ReadMask) -> str | None:
+    """What names a function in any process; None where its name does not tell all of what it does."""
+    name = getattr(read, "__qualname__", "<")
+    return None if "<" in name else f"{read.__module__}.{name}"
+
+
+def _to_values(summary: MaskSummary | DataError) -> dict[str, Any] | None:
+    # What could not be read may be readable the next time.
+    return None if isinstance(summary, DataError) else {name: getattr(summary, name) for name in _PLAIN}
+
+
+def _from_values(path: Path, values: dict[str, Any]) -> MaskSummary:
+    palette = values["palette"]
+    height, width = values["size"]
+    return MaskSummary(
+        path=path,
+        size=(height, width),
+        values={int(value): int(count) for value, count in values["values"].items()},
+        colours={int(colour): int(count) for colour, count in values["colours"].items()},
+        palette=None if palette is None else tuple((r, g, b) for r, g, b in palette),
+        is_colour=bool(values["is_colour"]),
+        lossy=bool(values["lossy"]),
+    )
+
+
+_PLAIN = ("size", "values", "colours", "palette", "is_colour", "lossy")
+"""Fields of a summary that JSON holds."""

@@ -47,6 +47,7 @@ class DataSettings(Settings):
     include: tuple[str, ...] = Field((), description="keep samples whose name matches one of these globs")
     exclude: tuple[str, ...] = Field((), description="drop samples whose name matches one of these globs")
     limit: int | None = Field(None, ge=1, description="at most this many samples of each split")
+    cache: bool = Field(True, description="remember what files hold; unchanged ones are not checked again")
     allow: tuple[str, ...] = Field((), description="codes of data errors to go on with all the same")
 
     # --- splitting ---

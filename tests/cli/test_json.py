@@ -131,3 +131,28 @@ def test_a_run_leaves_out_what_was_allowed_and_scores_the_same(segtune: Command,
     scored = segtune("evaluate", tmp_path / "run", "--json")
     assert scored.code == 0, scored.err
     assert scored.json()["confusion"] == done.json()["test"]["confusion"]
+
+
+def test_data_check_writes_a_page_and_a_corrected_copy(segtune: Command, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    broken = data / "train" / "images" / "scene00.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    page, copy = tmp_path / "check.html", tmp_path / "copy"
+    done = segtune("data", "check", data, "--json", "--no-cache", "--html", page, "--fix", copy)
+    assert done.code == 0, done.err
+    values = done.json()
+    assert values["verdict"].startswith("not ready: 1 error")
+    assert values["fixed"]["written"] == 11
+    assert values["fixed"]["left_out"][0].startswith("train/images/scene00.png: ")
+    assert values["fixed"]["check"]["splits"] == {"train": 7, "val": 2, "test": 2}
+    text = page.read_text(encoding="utf-8")
+    for part in ("not ready: 1 error", "unreadable-file", "fix: copy or save them again", "48 x 64", "band"):
+        assert part in text
+    assert text.count("data:image/jpeg;base64,") == 8  # four of train, two of val and test
+    assert "http" not in text
+    plain = segtune("data", "check", data)
+    assert plain.code == 1
+    assert plain.out.splitlines()[0].startswith(f"{data}: not ready: 1 error")
+    again = segtune("data", "check", data, "--fix", copy)
+    assert again.code == 2
+    assert "is there already" in again.err

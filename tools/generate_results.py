@@ -218,7 +218,7 @@ def sam_methods(data: dict[str, Any]) -> list[str]:
         " standard deviation over seeds; the learning rate is the better one of"
         f" {' and '.join(f'{rate:g}' for rate in settings['rates'])} on the roads' validation tiles.",
     ]
-    header = ("method", "IoU", "Dice", "trained", "adapter bytes", "images/s", "peak MiB", "rate", "seeds")
+    header = ("method", "IoU", "Dice", "trained", "adapter bytes", "rate", "seeds")
     for task in settings["tasks"]:
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in data["rows"]:
@@ -235,16 +235,13 @@ def sam_methods(data: dict[str, Any]) -> list[str]:
 
 def _sam_row(name: str, cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     first = cells[0]
-    is_trained = first["steps"] > 0
     return (
         name,
         spread([cell["test"]["foreground_iou"] for cell in cells]),
         spread([cell["test"]["foreground_dice"] for cell in cells]),
         f"{first['parameters_trainable']:,}",
         f"{first['adapter_bytes']:,}",
-        f"{statistics.mean(cell['images_per_second'] for cell in cells):.1f}" if is_trained else "",
-        f"{max(cell['peak_process_bytes'] for cell in cells) / 2**20:.0f}",
-        f"{first['learning_rate']:g}" if is_trained else "",
+        f"{first['learning_rate']:g}" if first["steps"] > 0 else "",
         str(len(cells)),
     )
 

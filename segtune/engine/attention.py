@@ -150,7 +150,9 @@ class _Watch(TorchFunctionMode):
     ) -> None:
         assert self._running is not None
         name, grid, batch = self._running
-        if query.shape != key.shape or is_causal:
+        tokens = query.shape[-2]
+        own = key[..., :tokens, :]  # tokens that a method adds for others to look at stand behind
+        if query.shape != own.shape or is_causal:
             raise UsageError(
                 f"{name} attends from {query.shape[-2]} tokens to {key.shape[-2]} others; distances are"
                 " measured where tokens attend to each other",
@@ -166,10 +168,10 @@ class _Watch(TorchFunctionMode):
         prefix = query.shape[-2] - window[0] * window[1]
         stride = (self._padded[0] / grid[0], self._padded[1] / grid[1])
         if attn_mask is not None:
-            attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])[..., prefix:, prefix:]
+            attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])[..., prefix:, prefix:tokens]
         total, count = _distance_sum(
             query[..., prefix:, :].float(),
-            key[..., prefix:, :].float(),
+            own[..., prefix:, :].float(),
             attn_mask,
             query.shape[-1] ** -0.5 if scale is None else scale,
             _distances(window, stride).to(query.device),

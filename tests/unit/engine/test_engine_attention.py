@@ -26,7 +26,7 @@ from segtune.models.base import SegModel
 from segtune.models.build import build_model
 from segtune.models.unet import UNetSettings
 from segtune.report.attention import write_attention
-from tests.contracts.table import make_model
+from tests.contracts.table import make_applied, make_model
 from tests.contracts.tiny_attention import NUM_HEADS, PATCH, WINDOW
 
 
@@ -231,3 +231,14 @@ def test_a_run_trained_by_set_matching_and_its_base(tiny_data: Path, tmp_path: P
     assert float(rows[-1]["pixels"]) == tuned[1].heads[-1]
     with Image.open(files[2]) as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def test_tokens_that_a_method_adds_are_left_out_and_the_rest_is_renormalised() -> None:
+    """In the first block the image's own tokens are those of the base, so their distances are too."""
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+    base = measure(make_model("sam"), image)
+    tuned = make_model("sam")
+    make_applied(tuned, "vpt")
+    found = measure(tuned, image)
+    assert found[0].heads == pytest.approx(base[0].heads, rel=1e-5)
+    assert [layer.name for layer in found] == [layer.name for layer in base]

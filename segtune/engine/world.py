@@ -8,7 +8,7 @@ and writes. The data's folder and the run's folder must be seen by all of them u
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -72,6 +72,12 @@ class World:
         """This process's part of what has to be done once; items of one key stay together."""
         place = {name: number for number, name in enumerate(dict.fromkeys(map(key, items)))}
         return [item for item in items if place[key(item)] % self.size == self.rank]
+
+    def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives tensors, in every process, the values that they have in the first one."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over processes of a scalar, without gradient."""

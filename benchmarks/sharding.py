@@ -47,10 +47,16 @@ def write_data(folder: Path, size: int) -> Path:
 
 
 def measure(data: Path, out: Path, method: str, strategy: str, size: int) -> dict[str, Any]:
-    settings = {**SETTINGS, "train.strategy": strategy, "model.image_size": size, "data.crop": size}
+    settings = {
+        **SETTINGS,
+        "train.strategy": strategy,
+        "model.image_size": size,
+        "data.crop": f"{size},{size}",
+    }
     words = [f"--set={key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "segtune", "fit", str(data), "--model=sam-vit-base"]
-    subprocess.run([*command, f"--method={method}", f"--out={out}", *words], check=True, capture_output=True)
+    words += [f"--method={method}", f"--out={out}"]
+    subprocess.run([*command, *words], check=True, capture_output=True)
     result = json.loads((out / "result.json").read_text())
     losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {

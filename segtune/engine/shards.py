@@ -2,8 +2,8 @@
 
 Every process holds a part of each frozen parameter, and gathers those of a block when the block runs. What is
 trained stays whole in every process where it is the smaller part of the model, as an adapter is: its
-gradients are averaged. Where most of the model is trained (`full`), that is divided too, with its gradients and
-the optimiser's state (docs/decisions/0026-sharding.md).
+gradients are averaged. Where most of the model is trained (`full`), that is divided too, with its gradients
+and the optimiser's state (docs/decisions/0026-sharding.md).
 """
 
 from __future__ import annotations

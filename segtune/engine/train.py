@@ -24,6 +24,7 @@ from segtune.engine.optim import build_optimizer, rate_factor, set_rate
 from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
+from segtune.engine.shards import gathered, load_optimizer
 from segtune.engine.tensors import write_tensors
 from segtune.engine.validation import Validator
 from segtune.engine.world import World
@@ -68,17 +69,25 @@ class Trainer:
         if not applied.parameters():
             self._keep_as_it_is()
             return
+        fabric = self.world.fabric
+        kept = self._restore()
+        self.world.divide(applied)
         optimizer = build_optimizer(
             applied.parameters(),
             self.config.optim,
             learning_rate(self.config, applied),
             applied.rate_factors(),
         )
-        fabric = self.world.fabric
         if self.config.train.ema is not None:
+            self.world.require_whole_tensors("train.ema")
             self.average = MovingAverage(applied.state_dict(), self.config.train.ema)
-        self.progress = self._restore(fabric, optimizer)
-        model, optimizer = fabric.setup(job.tunable.model, optimizer)
+        if kept is not None:
+            load_optimizer(optimizer, kept.optimizer)
+            fabric.strategy.precision.load_state_dict(dict(kept.scaler))
+            if self.average is not None:
+                assert kept.average is not None, "a run is resumed with its own settings"
+                self.average.load(kept.average)
+        model, optimizer = self.world.set_up(job.tunable.model, optimizer)
         log = (
             MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
             if self.world.is_first
@@ -112,19 +121,16 @@ class Trainer:
         with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:
             self.resources = monitor.snapshot()
 
-    def _restore(self, fabric: Fabric, optimizer: torch.optim.Optimizer) -> Progress:
+    def _restore(self) -> Checkpoint | None:
+        """Progress and trained tensors as they were; returns the rest too."""
         if not self.folder.last.is_file():
-            return Progress()
+            return None
         kept = load_checkpoint(self.folder.last)
+        self.progress = kept.progress
         self.job.tunable.applied.load_state_dict(kept.tensors)
-        optimizer.load_state_dict(dict(kept.optimizer))
-        fabric.strategy.precision.load_state_dict(dict(kept.scaler))
-        if self.average is not None:
-            assert kept.average is not None, "a run is resumed with its own settings"
-            self.average.load(kept.average)
         all_steps = "" if self.job.num_steps == MOST_STEPS else f" of {self.job.num_steps}"
-        self.reporter.note(f"continuing behind step {kept.progress.step}{all_steps}")
-        return kept.progress
+        self.reporter.note(f"continuing behind step {self.progress.step}{all_steps}")
+        return kept
 
     def _loop(
         self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog | None, monitor: ResourceMonitor
@@ -160,11 +166,12 @@ class Trainer:
                 log.write("train", values)
             self.reporter.step(values)
             if self._epoch_ends(config.train.validate_every):
-                with progress.timed("validation"):
+                with progress.timed("validation"), self.world.whole():
                     self._validate(log, {**monitor.snapshot(), "train_loss": loss})
                 model.train()
-            if log is not None and self._checkpoint_due():
-                progress.log_bytes = log.num_bytes
+            if self._checkpoint_due():
+                if log is not None:
+                    progress.log_bytes = log.num_bytes
                 progress.peak_process_bytes = monitor.peak_process_bytes
                 with progress.timed("checkpoints"):
                     self._checkpoint(fabric, optimizer)
@@ -239,6 +246,7 @@ class Trainer:
                 fabric.backward(loss / accumulate)
             total += mean.item() / accumulate
             num_images += len(batch.names) * self.world.size
+        self.world.average_gradients()
         if self.config.optim.clip is not None:
             norm = fabric.clip_gradients(
                 model, optimizer, max_norm=self.config.optim.clip, error_if_nonfinite=False
@@ -277,17 +285,20 @@ class Trainer:
         return is_last or self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
-        save_checkpoint(
-            self.folder.last,
-            Checkpoint(
-                progress=self.progress,
-                tensors=self.job.tunable.applied.state_dict(),
-                optimizer=optimizer.state_dict(),
-                scaler=fabric.strategy.precision.state_dict(),
-                average=None if self.average is None else self.average.tensors,
-            ),
-        )
-        delete_others(self.folder, self.progress)
+        state = gathered(optimizer.state_dict())
+        with self.world.whole():
+            if self.world.is_first:
+                save_checkpoint(
+                    self.folder.last,
+                    Checkpoint(
+                        progress=self.progress,
+                        tensors=self.job.tunable.applied.state_dict(),
+                        optimizer=state,
+                        scaler=fabric.strategy.precision.state_dict(),
+                        average=None if self.average is None else self.average.tensors,
+                    ),
+                )
+                delete_others(self.folder, self.progress)
 
     def _validate(self, log: MetricLog | None, extra: dict[str, Any]) -> None:
         with nullcontext() if self.average is None else self.average.in_place():

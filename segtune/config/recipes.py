@@ -37,7 +37,9 @@ class Recipe(Settings):
     scale: Literal["published", "small"] = Field(
         description="published: the paper's data and settings; small: runs in minutes on a processor"
     )
-    data: dict[Place, str] = Field(min_length=1, description="word in the commands -> data that it stands for")
+    data: dict[Place, str] = Field(
+        min_length=1, description="word in the commands -> data that it stands for"
+    )
     command: tuple[Line, ...] = Field(min_length=1, description="everything from the data to the report")
     hardware: str = Field(description="what the minutes are for")
     minutes: float | None = Field(None, gt=0, description="of the whole command; null: not known")

@@ -39,9 +39,11 @@ def layers(options: dict[str, object]) -> list[Layer]:
     for option, section, key in (("model", "model", "name"), ("method", "method", "name")):
         if options.get(option):
             found.append(Layer(option, {section: {key: options[option]}}))
-    for option in ("methods", "models"):
-        if options.get(option):
-            found.append(Layer(option, {"compare": {option: str(options[option]).split(",")}}))
+    found += [
+        Layer(option, {"compare": {option: str(options[option]).split(",")}})
+        for option in ("methods", "models")
+        if options.get(option)
+    ]
     return [*found, parse_assignments(options["assignments"])]  # type: ignore[arg-type]
 
 
@@ -123,11 +125,19 @@ def test_a_wrong_header_is_refused(change: dict[str, object], said: str) -> None
 
 
 def test_a_row_of_a_comparison_may_change_any_setting() -> None:
-    values = {"model": "unet", "compare": {"methods": ["lora", {"name": "lora", "data.colour": 0.5, "label": "L"}]}}
+    values = {
+        "model": "unet",
+        "compare": {"methods": ["lora", {"name": "lora", "data.colour": 0.5, "label": "L"}]},
+    }
     plan = make_plan([Layer("test", values)])
-    assert [(cell.row.label, cell.config.data.colour) for cell in plan.runs({})] == [("lora", 0.0), ("L", 0.5)]
+    assert [(cell.row.label, cell.config.data.colour) for cell in plan.runs({})] == [
+        ("lora", 0.0),
+        ("L", 0.5),
+    ]
     wrong = {"model": "unet", "compare": {"methods": [{"name": "lora", "data.color": 0.5}]}}
     with pytest.raises(UsageError, match=r"did you mean data\.colour"):
         make_plan([Layer("test", wrong)])
     with pytest.raises(SegtuneError, match="no such section"):
-        make_plan([Layer("test", {"model": "unet", "compare": {"methods": [{"name": "lora", "dta.colour": 1}]}})])
+        make_plan(
+            [Layer("test", {"model": "unet", "compare": {"methods": [{"name": "lora", "dta.colour": 1}]}})]
+        )

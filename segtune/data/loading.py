@@ -113,7 +113,7 @@ class TrainDataset(Dataset[LoadedSample]):
         transform: turns arrays into a training sample.
         seed: of the run.
         prompts: draws the prompts of each sample, for models that take them.
-        views: augmented views of each sample, those of the first epochs, which repeat; None: ever new ones.
+        views: augmented views of each sample, those of the first epochs, which repeat; None: ever new.
     """
 
     def __init__(
@@ -125,8 +125,7 @@ class TrainDataset(Dataset[LoadedSample]):
         prompts: PromptSource | None = None,
         views: int | None = None,
     ) -> None:
-        self.views = views
-        self.index = index
+        self.index, self.views = index, views
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
@@ -137,8 +136,7 @@ class TrainDataset(Dataset[LoadedSample]):
 
     def __getitem__(self, key: Key) -> LoadedSample:
         epoch, position = key
-        if self.views is not None:
-            epoch %= self.views
+        epoch = epoch % self.views if self.views else epoch
         sample = self.samples[position]
         image, mask = _read(self.index, sample)
         with _own_randomness(derive_seed("sample", self.seed, epoch, position)):
@@ -338,7 +336,7 @@ def train_loader(
         crop: height, width in pixels of every sample; None for whole images.
         prompts: draws the prompts of each sample, for models that take them.
         part: number of this process and of all; each gets its own samples of every batch.
-        views: augmented views of each sample, which repeat; None: ever new ones.
+        views: as for `TrainDataset`.
 
     Returns:
         Yields `num_steps` batches, the same for any number of workers.

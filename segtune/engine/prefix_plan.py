@@ -66,6 +66,11 @@ def plan_cache(
         UsageError: nothing stays the same, augmentation makes ever new images, or the disk or the limit
             is too small; the hint says what would help.
     """
+    if config.train.strategy == "fsdp":
+        raise UsageError(
+            "train.cache=prefix: with train.strategy=fsdp no process holds the frozen part as a whole",
+            hint="train.strategy=ddp; a step with the cache needs less memory anyway",
+        )
     size = crop or config.data.resize or max(sizes, key=lambda size: size[0] * size[1])
     prefix = find_prefix(tunable.model, tunable.applied, size, inference.precision)
     if prefix.num_sections == 0:

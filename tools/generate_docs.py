@@ -149,8 +149,8 @@ def _all_settings() -> str:
         "Given as `--set KEY=VALUE`, in a YAML file (`--config FILE`), or from Python as",
         "`settings={KEY: VALUE}`; later ones win. Those of [models](models/README.md),",
         "[methods](methods/README.md), [losses](losses.md) and [formats](formats.md) stand",
-        "there. Every run keeps all of its settings in `config.yaml`, and `segtune fit` says where each that is",
-        "no default came from.",
+        "there. Every run keeps all of its settings in `config.yaml`, and `segtune fit` says where each",
+        "that is no default came from.",
     ]
     for section, settings in sections.items():
         names = [

@@ -54,6 +54,10 @@ class TrainSettings(Settings):
     )
     devices: int = Field(1, ge=1, description="processes on each machine, one for each GPU")
     num_nodes: int = Field(1, ge=1, description="machines")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes: ddp, each holds the whole model; fsdp, they divide it among them",
+    )
     accumulate: int = Field(1, ge=1, description="batches summed up for one optimiser step")
     precision: Literal["auto", "32", "bf16", "16"] = Field(
         "auto", description="auto: bf16 where the processor has it, else 32"

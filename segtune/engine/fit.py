@@ -16,7 +16,7 @@ from segtune.data.check_report import CheckReport
 from segtune.data.prompts import PromptSource
 from segtune.data.transforms import to_tensor
 from segtune.engine.adapter import TENSORS, describe, save_adapter, verify_adapter
-from segtune.engine.build import learning_rate
+from segtune.engine.build import build_from_config, learning_rate, place
 from segtune.engine.cost import memory_advice, trainable_table
 from segtune.engine.files import write_json
 from segtune.engine.folder import RunFolder
@@ -98,6 +98,9 @@ def fit(
             if world.is_first and not resume and trainer.progress.step == 0:
                 shutil.rmtree(folder.path)
             raise
+        if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
+            job.tunable = build_from_config(config, job.index.classes)
+            place(job.tunable.model, job.device)
         return _finish(job, trainer, reporter)
     finally:
         reporter.close()

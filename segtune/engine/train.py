@@ -25,6 +25,7 @@ from segtune.engine.optim import build_optimizer, rate_factor, set_rate
 from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
+from segtune.engine.shards import gathered, load_optimizer
 from segtune.engine.tensors import write_tensors
 from segtune.engine.world import World
 from segtune.types import Batch, SegOutput
@@ -63,15 +64,19 @@ class Trainer:
         if not applied.parameters():
             self._keep_as_it_is()
             return
+        fabric = self.world.fabric
+        state = self._restore()
+        self.world.divide(applied)
         optimizer = build_optimizer(
             applied.parameters(),
             self.config.optim,
             learning_rate(self.config, applied),
             applied.rate_factors(),
         )
-        fabric = self.world.fabric
-        self.progress = self._restore(fabric, optimizer)
-        model, optimizer = fabric.setup(job.tunable.model, optimizer)
+        if state is not None:
+            load_optimizer(optimizer, state[0])
+            fabric.strategy.precision.load_state_dict(state[1])
+        model, optimizer = self.world.set_up(job.tunable.model, optimizer)
         log = (
             MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
             if self.world.is_first
@@ -102,16 +107,15 @@ class Trainer:
         with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:
             self.resources = monitor.snapshot()
 
-    def _restore(self, fabric: Fabric, optimizer: torch.optim.Optimizer) -> Progress:
+    def _restore(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Progress and trained tensors as they were; returns the states of the optimiser and the scaler."""
         if not self.folder.last.is_file():
-            return Progress()
-        progress, tensors, optimizer_state, scaler = load_checkpoint(self.folder.last)
+            return None
+        self.progress, tensors, optimizer_state, scaler = load_checkpoint(self.folder.last)
         self.job.tunable.applied.load_state_dict(tensors)
-        optimizer.load_state_dict(optimizer_state)
-        fabric.strategy.precision.load_state_dict(scaler)
         all_steps = "" if self.job.num_steps == MOST_STEPS else f" of {self.job.num_steps}"
-        self.reporter.note(f"continuing behind step {progress.step}{all_steps}")
-        return progress
+        self.reporter.note(f"continuing behind step {self.progress.step}{all_steps}")
+        return optimizer_state, scaler
 
     def _loop(
         self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog | None, monitor: ResourceMonitor
@@ -145,10 +149,12 @@ class Trainer:
                 log.write("train", values)
             self.reporter.step(values)
             if self._epoch_ends(config.train.validate_every):
-                self._validate(log, {**monitor.snapshot(), "train_loss": loss})
+                with self.world.whole():
+                    self._validate(log, {**monitor.snapshot(), "train_loss": loss})
                 model.train()
-            if log is not None and self._checkpoint_due():
-                progress.log_bytes = log.num_bytes
+            if self._checkpoint_due():
+                if log is not None:
+                    progress.log_bytes = log.num_bytes
                 progress.peak_process_bytes = monitor.peak_process_bytes
                 self._checkpoint(fabric, optimizer)
             begin = time.perf_counter()
@@ -222,6 +228,7 @@ class Trainer:
                 fabric.backward(loss / accumulate)
             total += mean.item() / accumulate
             num_images += len(batch.names) * self.world.size
+        self.world.average_gradients()
         if self.config.optim.clip is not None:
             norm = fabric.clip_gradients(
                 model, optimizer, max_norm=self.config.optim.clip, error_if_nonfinite=False
@@ -259,13 +266,16 @@ class Trainer:
         return self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
-        save_checkpoint(
-            self.folder.last,
-            self.progress,
-            self.job.tunable.applied.state_dict(),
-            optimizer.state_dict(),
-            fabric.strategy.precision.state_dict(),
-        )
+        state = gathered(optimizer.state_dict())
+        with self.world.whole():
+            if self.world.is_first:
+                save_checkpoint(
+                    self.folder.last,
+                    self.progress,
+                    self.job.tunable.applied.state_dict(),
+                    state,
+                    fabric.strategy.precision.state_dict(),
+                )
 
     def _validate(self, log: MetricLog | None, extra: dict[str, Any]) -> None:
         progress = self.progress

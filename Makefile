@@ -39,6 +39,7 @@ docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python tools/generate_python_docs.py
 	$(BIN)/python tools/generate_results.py
 	$(BIN)/python tools/generate_tables.py
+	$(BIN)/python tools/generate_recipes.py
 
 site: $(READY)  ## build the documentation's site, every link checked: site/index.html
 	$(BIN)/zensical build --clean --strict

@@ -41,7 +41,7 @@ def layers(options: dict[str, object]) -> list[Layer]:
             found.append(Layer(option, {section: {key: options[option]}}))
     found += [
         Layer(option, {"compare": {option: str(options[option]).split(",")}})
-        for option in ("methods", "models")
+        for option in ("methods", "models", "ranks")
         if options.get(option)
     ]
     return [*found, parse_assignments(options["assignments"])]  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ import json
 import resource
 import subprocess
 import sys
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,12 @@ def run(line: str, words: list[str], out: Path) -> None:
 
 def expand(words: list[str]) -> list[str]:
     """Words with the paths that stand for them, as a shell does it."""
-    return [path for word in words for path in (sorted(glob(word)) if "*" in word else []) or [word]]
+    found = []
+    for word in words:
+        path = Path(word)
+        matches = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+        found += [str(match) for match in matches] or [word]
+    return found
 
 
 def option(words: list[str], name: str) -> Path | None:

@@ -308,8 +308,8 @@ def sharding(data: dict[str, Any]) -> list[str]:
 
 
 RECIPES = """\
-The small forms of published systems ([recipes](recipes.md)): every part of them runs; the networks are small and
-were trained from random weights here, so that the scores say nothing about the papers'. Written by
+The small forms of published systems ([recipes](recipes.md)): every part of them runs; the networks are small
+and were trained from random weights here, so that the scores say nothing about the papers'. Written by
 `tools/record_recipe.py`; other programs ran on the machine, so minutes are rough."""
 
 SECTIONS = {

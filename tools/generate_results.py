@@ -283,8 +283,8 @@ def sharding(data: dict[str, Any]) -> list[str]:
     return [
         "## A model divided between two processes",
         "",
-        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on a"
-        " processor; memory is that of both. `benchmarks/sharding.py`",
+        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on"
+        " a processor; memory is that of both. `benchmarks/sharding.py`",
         "",
         *table(("method, strategy", "peak GiB", "loss of step 2"), rows),
     ]

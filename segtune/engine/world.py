@@ -8,7 +8,7 @@ and writes. The data's folder and the run's folder must be seen by all of them u
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,6 +80,12 @@ class World:
         place = {name: number for number, name in enumerate(dict.fromkeys(map(key, items)))}
         return [item for item in items if place[key(item)] % self.size == self.rank]
 
+    def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives tensors, in every process, the values that they have in the first one."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over processes of a scalar, without gradient."""
         if self.size == 1:
@@ -105,6 +111,15 @@ class World:
     def whole(self) -> AbstractContextManager[None]:
         """Within it every process has the whole model, to score it or to save it; it is not trained there."""
         return nullcontext() if self.shards is None else self.shards.whole()
+
+    def require_whole_tensors(self, setting: str) -> None:
+        """Raises UsageError where what is trained is divided among the processes."""
+        if self.shards is not None and self.shards.trained_too:
+            raise UsageError(
+                f"{setting} needs whole tensors, and train.strategy=fsdp divides those of a model that is"
+                " trained as a whole",
+                hint="train.average_best averages too; or train.strategy=ddp, or a method that trains less",
+            )
 
     def average_gradients(self) -> None:
         """Called before an optimiser's step."""

@@ -19,6 +19,8 @@ SETTINGS = {
     "train.batch_size": 4,
     "train.steps": 6,
     "train.validate_every": 1,
+    "train.ema": 0.9,
+    "train.average_best": 2,
 }
 MODULE = [sys.executable, "-m", "segtune"]
 TORCHRUN = [

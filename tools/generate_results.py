@@ -301,8 +301,8 @@ def sharding(data: dict[str, Any]) -> list[str]:
     return [
         "## A model divided between two processes",
         "",
-        f"SAM ViT-B, random weights, one image of {data['size']} x {data['size']} for each of two processes on a"
-        ' processor; memory of one of them, "before" with its packages loaded. `benchmarks/sharding.py`',
+        f"SAM ViT-B, random weights, one image of {data['size']} x {data['size']} for each of two processes"
+        ' on a processor; memory of one of them, "before" with its packages loaded. `benchmarks/sharding.py`',
         "",
         *table(header, rows),
     ]

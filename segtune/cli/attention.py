@@ -13,7 +13,10 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: RUN/attention, where reports look."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Default: RUN/attention, where reports look.",
 )
 @click.option(
     "--limit",

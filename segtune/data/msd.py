@@ -146,9 +146,7 @@ def _labelled(root: Path, end: str, description: Mapping[str, Any], findings: li
         [path for name, path in labels.items() if name not in names],
         "add the volumes, or remove the labels",
     )
-    return [
-        replace(case, label=labels[case.name]) for case in cases if case.name in labels
-    ]
+    return [replace(case, label=labels[case.name]) for case in cases if case.name in labels]
 
 
 def _in_split(case: Case, split: str | None) -> Case:

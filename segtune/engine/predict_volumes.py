@@ -126,7 +126,9 @@ def predict_volumes(
         failures = [f"{c.name}: there is no mask to draw prompts from" for c in found if c.label is None]
         wanted = [case for case in found if case.label is not None]
     else:
-        wanted = [replace(case, label=None) for case in found]  # whatever is wrong with a mask does not matter
+        wanted = [
+            replace(case, label=None) for case in found
+        ]  # whatever is wrong with a mask does not matter
     looked_at = survey(wanted, recipe.modality_names or (), recipe)
     failures += [message for items in looked_at.problems.values() for message, _ in items]
     failures += _drop_strange_masks(looked_at, recipe)
@@ -150,9 +152,7 @@ def predict_volumes(
             done += len(batch)
             reporter.evaluating(done, total)
             for _, classes in gathering.add([sample.name for sample in batch], probabilities):
-                yield _write(
-                    reader, own, classes, out / name, run.description.classes, overlays, prompts_of
-                )
+                yield _write(reader, own, classes, out / name, run.description.classes, overlays, prompts_of)
 
 
 def _drop_strange_masks(looked_at: Survey, recipe: VolumeRecipe) -> list[str]:
@@ -175,7 +175,7 @@ def _require_prompts(run: LoadedRun, prompts: Path | PromptSource | None) -> Non
     if kinds and prompts is None:
         raise UsageError(
             f"{run.description.model} was tuned with prompts ({' and '.join(sorted(kinds))}) and needs them",
-            hint=f"--prompts FILE.json with {FORMAT}; or --prompts-from-masks, where masks lie with the volumes",
+            hint=f"--prompts FILE.json with {FORMAT}; or --prompts-from-masks, where the volumes have masks",
         )
     if prompts is not None and not kinds:
         raise UsageError(f"{run.description.model} takes no prompts here", hint="leave them out")

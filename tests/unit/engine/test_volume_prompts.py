@@ -9,17 +9,21 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("transformers", reason="needs the extra hf")
 from safetensors.torch import save_file
 
 import segtune
+from segtune.data.preview import BOXED
 from segtune.data.volumes.nifti import read_canonical, read_header
 from segtune.data.volumes.places import Places
 from segtune.data.volumes.scan import AXES, to_slices
 from segtune.errors import SegtuneError, UsageError
 from segtune.models import MODELS
 from segtune.models.build import build_model
+from segtune.report.panel import GAP
+from segtune.report.write import write_report
 from tests.volumes import affine_of, head, orientations, save
 
 TINY = {
@@ -94,7 +98,9 @@ def boxes_of(patients: Path, axis: int = 2) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for case in sorted(path.name for path in patients.iterdir()):
         file = nibabel.load(patients / case / f"{case}_seg.nii.gz")
-        across = nibabel.aff2axcodes(file.affine).index("S" if "S" in nibabel.aff2axcodes(file.affine) else "I")
+        across = nibabel.aff2axcodes(file.affine).index(
+            "S" if "S" in nibabel.aff2axcodes(file.affine) else "I"
+        )
         found[case] = []
         for number in range(file.shape[across]):
             first, second = np.nonzero(np.asarray(file.dataobj).take(number, across))
@@ -142,9 +148,7 @@ def test_predictions_score_as_the_evaluation_says_and_lie_in_place(run, patients
         if name == case:
             want = 2 * (found & true).sum() / (found.sum() + true.sum())
             assert evaluation.volumes[case]["volume_dice"]["tumour"] == pytest.approx(want)
-        ours, source = (
-            sitk.ReadImage(str(file)) for file in (path, patients / name / f"{name}_T1.nii.gz")
-        )
+        ours, source = (sitk.ReadImage(str(file)) for file in (path, patients / name / f"{name}_T1.nii.gz"))
         assert ours.GetSize() == source.GetSize()
         assert ours.GetDirection() == pytest.approx(source.GetDirection())
         assert ours.GetOrigin() == pytest.approx(source.GetOrigin())
@@ -203,3 +207,19 @@ def test_refusals(run, patients, tmp_path):
         save(strange / f"p9_{name}.nii.gz", np.where(values == 4, 7, values), image.affine)
     with pytest.raises(SegtuneError, match="p9: its mask holds the values 7"):
         segtune.predict(run, strange, out=out, prompts_from_masks=True)
+
+
+def test_the_report_shows_boxes_and_masks_over_each_modality(run, tmp_path):
+    """Columns: image, ground truth, the run. Rows: t1, flair, combined, errors."""
+    page = write_report([run], tmp_path, formats=("png",))
+    assert "Best, median and worst volume" in page.read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "volumes.png").is_file()
+    sheet = np.asarray(Image.open(tmp_path / "figures" / "case-best.png").convert("RGB"))
+    assert sheet.shape[1] == GAP + 3 * (240 + GAP)
+    assert 4 * 240 < sheet.shape[0] < 5 * 240
+    boxed = (np.abs(sheet.astype(int) - BOXED).max(axis=2) < 30).astype(int)
+    tiles = (
+        boxed[20 : 20 + 4 * 246].reshape(4, 246, -1)[:, :, : 3 * 246].reshape(4, 246, 3, 246).sum(axis=(1, 3))
+    )
+    assert (tiles[:3, [0, 2]] > 20).all(), "boxes on images and answers"
+    assert (tiles[:, 1] < 20).all() and (tiles[3] < 20).all(), "none on the ground truth and on errors"

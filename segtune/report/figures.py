@@ -172,7 +172,7 @@ def volume_boxes(runs: Sequence[RunRecord]) -> Figure | None:
             for run in runs
         ]
         values = [[value for value in of_run if value is not None] for of_run in found]
-        _draw_boxes(axis, values, [run.label for run in runs])
+        _draw_boxes(axis, values, [run.label for run in runs], outliers=False)
         for place, of_run in enumerate(values, start=1):
             axis.plot(of_run, [place] * len(of_run), "o", color="black", markersize=3.5, fillstyle="none")
         axis.set_xlabel(f"Dice of {region} in a volume (circles: volumes, line: median, triangle: mean)")
@@ -180,8 +180,11 @@ def volume_boxes(runs: Sequence[RunRecord]) -> Figure | None:
     return figure
 
 
-def _draw_boxes(axis: Any, values: Sequence[Sequence[float]], labels: Sequence[str]) -> None:
-    boxes = axis.boxplot(values, orientation="horizontal", showmeans=True, patch_artist=True, widths=0.6)
+def _draw_boxes(
+    axis: Any, values: Sequence[Sequence[float]], labels: Sequence[str], *, outliers: bool = True
+) -> None:
+    style = {"orientation": "horizontal", "showmeans": True, "patch_artist": True, "widths": 0.6}
+    boxes = axis.boxplot(values, showfliers=outliers, **style)
     for number, box in enumerate(boxes["boxes"]):
         style = bar_style(number)
         box.set(facecolor=style["color"], alpha=0.45, hatch=style["hatch"])

@@ -33,9 +33,10 @@ format: $(READY)  ## put imports and formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write the generated pages: docs/methods, docs/results.md
+docs: $(READY)  ## write the generated pages: docs/methods, docs/results.md, docs/recipes.md
 	$(BIN)/python tools/generate_docs.py
 	$(BIN)/python tools/generate_results.py
+	$(BIN)/python tools/generate_recipes.py
 
 clean:  ## remove .venv, caches and build output; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

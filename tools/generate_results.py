@@ -318,6 +318,26 @@ def _s2_row(row: dict[str, Any], cases: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def sharding(data: dict[str, Any]) -> list[str]:
+    """Peak memory of two processes with the whole model in each, or divided."""
+    rows = [
+        (
+            f"{row['method']}, {row['strategy']}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+            f"{row['losses'][-1]:.6f}",
+        )
+        for row in data["rows"]
+    ]
+    return [
+        "## A model divided between two processes",
+        "",
+        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on"
+        " a processor; memory is that of both. `benchmarks/sharding.py`",
+        "",
+        *table(("method, strategy", "peak GiB", "loss of step 2"), rows),
+    ]
+
+
 SECTIONS = {
     "sam_methods": sam_methods,
     "camvid_dusk": camvid_dusk,
@@ -325,6 +345,7 @@ SECTIONS = {
     "lora_forms": lora_forms,
     "memory_layout": memory_layout,
     "raster_memory": raster_memory,
+    "sharding": sharding,
     "volumes_hippocampus": volumes_hippocampus,
     "s2_brats2013": s2_brats2013,
 }

@@ -59,7 +59,7 @@ def validation_curves(runs: Sequence[RunRecord]) -> Figure | None:
         axes[1].plot(epochs, [line["cross_entropy"] for line in run.validations], **style)
     name = "mIoU" if score == "miou" else score
     dotted = any(f"train_{score}" in run.validations[0] for run in runs)
-    axes[0].set_ylabel(f"{name}; thin with dots: training crops" if dotted else name)
+    axes[0].set_ylabel(f"{name}; thin with dots: training images" if dotted else name)
     axes[1].set_ylabel("validation cross entropy")
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -183,8 +183,8 @@ def volume_boxes(runs: Sequence[RunRecord]) -> Figure | None:
 def _draw_boxes(
     axis: Any, values: Sequence[Sequence[float]], labels: Sequence[str], *, outliers: bool = True
 ) -> None:
-    style = {"orientation": "horizontal", "showmeans": True, "patch_artist": True, "widths": 0.6}
-    boxes = axis.boxplot(values, showfliers=outliers, **style)
+    look: dict[str, Any] = {"showmeans": True, "patch_artist": True, "widths": 0.6}
+    boxes = axis.boxplot(values, orientation="horizontal", showfliers=outliers, **look)
     for number, box in enumerate(boxes["boxes"]):
         style = bar_style(number)
         box.set(facecolor=style["color"], alpha=0.45, hatch=style["hatch"])

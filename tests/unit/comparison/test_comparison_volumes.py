@@ -133,5 +133,5 @@ def test_what_may_be_a_score() -> None:
     assert plan_of("volume_dice").sign == 1
     with pytest.raises(SettingsError, match=r"train\.saliency=true"):
         plan_of("s_measure")
-    with pytest.raises(UnknownNameError, match="no metric called 'volume_dise'"):
+    with pytest.raises(UnknownNameError, match="no metric of volumes called 'volume_dise'"):
         plan_of("volume_dise")

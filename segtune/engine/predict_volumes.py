@@ -187,7 +187,7 @@ def _prompts_of(
     if prompts is None:
         return None
     if isinstance(prompts, PromptSource):
-        reporter.note(f"prompts: {prompts.describe()}; whoever has no masks gets no such predictions")
+        reporter.note(f"prompts: {prompts.describe()}; such predictions know where the objects are")
         return from_masks(prompts, reader)
     return from_file(prompts, reader, run.description.classes, run.tunable.model.prompted)
 

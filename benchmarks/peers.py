@@ -48,9 +48,12 @@ from segtune.types import Site, SiteKind
 
 RESULT = Path(__file__).with_suffix(".json")
 LAYERS = "multimodal/models/adaptation_layers.py"
-RANK = 8
 NUM_EXPERTS = 8
 NUM_CLASSES = 2
+
+
+ATTENTION = ("head", "lora", "peft lora", "autogluon lora", "conv-lora", "autogluon conv-lora")
+CONVOLUTIONS = ("head", "full", "lora", "peft lora", "autogluon lora")
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,18 @@ class Case:
     settings: dict[str, Any]
     size: int
     batch: int
+    rank: int = 3  # that of Conv-LoRA as published
     kind: SiteKind = SiteKind.ATTENTION_QKV
-    ways: tuple[str, ...] = ("head", "lora", "peft lora", "autogluon lora", "conv-lora", "autogluon conv-lora")
+    ways: tuple[str, ...] = ATTENTION
 
 
-CONVOLUTIONS = ("head", "full", "lora", "peft lora", "autogluon lora")
 CASES = {
     "sam-512": Case("sam-vit-base", {}, 512, 1),
-    "sam-1024": Case("sam-vit-base", {}, 1024, 1),
+    "sam-1024": Case("sam-vit-base", {}, 1024, 1, ways=ATTENTION[1:]),
     "segformer-b0": Case("smp:segformer/mit_b0", {}, 512, 2),
+    "segformer-b0, rank 8": Case("smp:segformer/mit_b0", {}, 512, 2, 8),
     "segformer-b2": Case("smp:segformer/mit_b2", {}, 512, 2),
-    "unet": Case("unet", {"width": 32}, 256, 2, SiteKind.CONV, CONVOLUTIONS),
+    "unet": Case("unet", {"width": 32}, 256, 2, 8, SiteKind.CONV, CONVOLUTIONS),
 }
 
 
@@ -85,7 +89,7 @@ def chosen(model: SegModel, case: Case) -> list[Site]:
 
 def ours(method: str, case: Case) -> Callable[[SegModel], None]:
     """A method of segtune."""
-    settings: dict[str, Any] = {"rank": RANK} if method in ("lora", "conv-lora") else {}
+    settings: dict[str, Any] = {"rank": case.rank} if method in ("lora", "conv-lora") else {}
     if settings:
         settings["kinds"] = (str(case.kind),)
 
@@ -103,7 +107,9 @@ def with_peft(model: SegModel, case: Case) -> None:
 
     names = [site.name for site in chosen(model, case)]
     apply(model, model.sites(), {"head": METHODS.settings("head")()}, removable=False)
-    peft.inject_adapter_in_model(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=names), model)
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=names), model
+    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(tuple(model.head_names())))
 
@@ -129,7 +135,12 @@ def with_autogluon(layers: Any, conv: bool, model: SegModel, case: Case) -> None
     apply(model, model.sites(), {"head": METHODS.settings("head")()}, removable=False)
     for site in chosen(model, case):
         base: Any = site.module
-        common = {"r": RANK, "lora_alpha": RANK, "merge_weights": False, "bias": base.bias is not None}
+        common = {
+            "r": case.rank,
+            "lora_alpha": case.rank,
+            "merge_weights": False,
+            "bias": base.bias is not None,
+        }
         if isinstance(base, nn.Conv2d):
             made = layers.LoRAConv2d(
                 base.in_channels,
@@ -340,7 +351,13 @@ def report(
 ) -> dict[str, Any]:
     """Everything that the result holds."""
     cases = {
-        name: {"model": case.model, **case.settings, "size": case.size, "batch": case.batch}
+        name: {
+            "model": case.model,
+            "rank": case.rank,
+            "size": case.size,
+            "batch": case.batch,
+            **case.settings,
+        }
         for name, case in CASES.items()
     }
     libraries = {}
@@ -351,7 +368,6 @@ def report(
         found = importlib.metadata.distributions(name="autogluon.multimodal", path=path)
         libraries["autogluon.multimodal"] = next(iter(found)).version
     return {
-        "rank": RANK,
         "num_experts": NUM_EXPERTS,
         "threads": arguments.threads,
         "cases": cases,

@@ -17,7 +17,7 @@ def ahead(function: Callable[[Item], Made], items: Iterable[Item], depth: int) -
     Args:
         function: reads a file or writes one, for example; one item after the other.
         items: what computes them runs in the caller's thread, beside `function`.
-        depth: at most so many items wait or are being worked on while the caller has one, at least 1.
+        depth: so many items wait or are worked on while the caller is at one, at least 1.
 
     Yields:
         The results in order. What `function` raises is raised in the place of its result. Where the
@@ -26,8 +26,8 @@ def ahead(function: Callable[[Item], Made], items: Iterable[Item], depth: int) -
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
         for item in items:
-            if len(waiting) == depth:
-                yield waiting.popleft().result()
             waiting.append(thread.submit(function, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -28,7 +28,6 @@ from segtune.engine.run import LoadedRun
 from segtune.errors import SegtuneError, UsageError
 from segtune.types import Prompts
 
-
 AHEAD = 2
 """Images that are read before the model takes them, and as many that wait to be written."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -89,23 +90,15 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     if config.train.saliency:
         require_two_classes(index.classes.num_classes)
     _check_monitor(config.train.monitor, index)
+    _check_validation(config, index)
     loss = build_loss(config, index.classes, tunable.model)
     place(tunable.model, device)
     crop = config.data.crop
     if crop == "auto":
         resize = config.data.resize
         crop = resolve_crop(check.image_sizes if resize is None else [resize], spec.multiple)
-    if (
-        crop is None
-        and config.data.resize is None
-        and config.train.batch_size > 1
-        and len(check.image_sizes) > 1
-    ):
-        raise UsageError(
-            f"data.crop=null with train.batch_size={config.train.batch_size}: images of"
-            f" {len(check.image_sizes)} different sizes cannot make a batch",
-            hint="set data.crop or data.resize, or train.batch_size=1",
-        )
+    if crop is None and config.train.batch_size > 1:
+        _check_sizes(config, check.image_sizes)
     num_processes = config.train.devices * config.train.num_nodes
     if num_processes > 1 and len(index.training) < config.train.batch_size:
         raise UsageError(
@@ -123,7 +116,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         num_classes=index.classes.num_classes,
         parts=config.method_parts,
         batch_size=config.train.batch_size // num_processes,
-        size=crop or max(check.image_sizes, key=lambda size: size[0] * size[1]),
+        size=crop or config.data.resize or max(check.image_sizes, key=lambda size: size[0] * size[1]),
         precision=precision,
         optimizer=config.optim.name,
     )
@@ -153,6 +146,24 @@ def _num_steps(train: TrainSettings, batches_per_epoch: int) -> int:
     return math.ceil((train.epochs or DEFAULT_EPOCHS) * batches_per_epoch / train.accumulate)
 
 
+def _check_validation(config: RunConfig, index: DataIndex) -> None:
+    """Raises UsageError where a setting needs validations and there is nothing to validate on."""
+    if any(sample.mask is not None for sample in index.split("val")):
+        return
+    for name in ("early_stop", "average_best"):
+        value = getattr(config.train, name)
+        if value is not None:
+            all_trained = config.data.train_on == "train+val"
+            raise UsageError(
+                f"train.{name}={value} needs validations, and there are no validation images"
+                + (": data.train_on=train+val trains on them" if all_trained else ""),
+                hint="find the number of steps with data.train_on=train, then train so many (train.steps)"
+                " without it; train.ema averages without validations"
+                if all_trained
+                else "data.val_fraction cuts some from the training images",
+            )
+
+
 def _check_monitor(name: str, index: DataIndex) -> None:
     """Raises UsageError where a metric is not defined for the data."""
     classes = index.classes
@@ -169,4 +180,20 @@ def _check_monitor(name: str, index: DataIndex) -> None:
         raise UsageError(
             f"train.monitor={name} is not defined for {classes.num_classes} classes",
             hint="use miou, or another metric of `segtune list metrics`",
+        )
+
+
+def _check_sizes(config: RunConfig, sizes: Collection[tuple[int, int]]) -> None:
+    """Raises UsageError where whole images of a batch would differ in size."""
+    data, batch = config.data, f"data.crop=null with train.batch_size={config.train.batch_size}"
+    if data.scale[0] != data.scale[1]:
+        raise UsageError(
+            f"{batch} and data.scale={data.scale[0]:g},{data.scale[1]:g}: images of different sizes cannot"
+            " make a batch",
+            hint="set data.crop to a size or auto, or data.scale=1,1, or train.batch_size=1",
+        )
+    if data.resize is None and len(sizes) > 1:
+        raise UsageError(
+            f"{batch}: images of {len(sizes)} different sizes cannot make a batch",
+            hint="set data.crop or data.resize, or train.batch_size=1",
         )

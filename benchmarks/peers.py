@@ -23,8 +23,8 @@ import copy
 import importlib.metadata
 import importlib.util
 import json
+import multiprocessing
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -70,7 +70,7 @@ class Case:
 
 
 CASES = {
-    "sam-512": Case("sam-vit-base", {}, 512, 1),
+    "sam-512": Case("sam-vit-base", {}, 512, 1, ways=ATTENTION[1:]),
     "sam-1024": Case("sam-vit-base", {}, 1024, 1, ways=ATTENTION[1:]),
     "segformer-b0": Case("smp:segformer/mit_b0", {}, 512, 2),
     "segformer-b0, rank 8": Case("smp:segformer/mit_b0", {}, 512, 2, 8),
@@ -277,19 +277,37 @@ def times(
 
 
 def peak(case: Case, way: str, precision: str, folder: Path | None) -> dict[str, int]:
-    """Peak memory of this process over two steps, and what it held before the model."""
+    """Peak memory of this process over a step, and what it held before the model."""
     missing(folder)
     before = psutil.Process().memory_info().rss
     model = build(case)
     adapt(way, model, case, folder)
-    step = Step(model, case, precision)
-    for _ in range(2):
-        step()
+    Step(model, case, precision)()
     return {"before_bytes": before, "peak_bytes": highest_bytes()}
 
 
+def elsewhere(function: Callable[..., dict[str, int]], *arguments: Any) -> dict[str, int]:
+    """What a function returns in a process of its own, which begins with the packages that are loaded here.
+
+    Raises:
+        RuntimeError: the process ended without a result.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(function(*arguments)))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, int] = receiver.recv()
+    except EOFError as error:
+        raise RuntimeError(f"{function.__name__}{arguments} ended without a result") from error
+    finally:
+        process.join()
+    return found
+
+
 def highest_bytes() -> int:
-    """Peak memory of this program; what getrusage says may be that of the program that started it."""
+    """Peak memory of this process; what getrusage says may be that of the one that started it."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():
@@ -298,14 +316,12 @@ def highest_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_elsewhere(arguments: argparse.Namespace, name: str, way: str, precision: str) -> dict[str, Any]:
-    """The same in a process of its own."""
-    words = ["--peak", name, way, precision, "--threads", str(arguments.threads)]
-    if arguments.autogluon is not None:
-        words += ["--autogluon", str(arguments.autogluon)]
-    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def attempt(case: Case, way: str, precision: str, folder: Path | None) -> dict[str, int]:
+    """`peak` in a process of its own; nothing where the way fails, which `times` puts into words."""
+    try:
+        return elsewhere(peak, case, way, precision, folder)
+    except RuntimeError:
+        return {}
 
 
 def main() -> None:
@@ -316,14 +332,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precisions", nargs="+", choices=("32", "bf16"), default=["32", "bf16"])
     parser.add_argument("--autogluon", type=Path)
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    if arguments.peak is not None:
-        name, way, precision = arguments.peak
-        print(json.dumps(peak(CASES[name], way, precision, arguments.autogluon)))
-        return
     without = missing(arguments.autogluon)
     rows: list[dict[str, Any]] = []
     if RESULT.is_file():
@@ -332,13 +343,15 @@ def main() -> None:
         case = CASES[name]
         ways = [way for way in case.ways if way.split()[0] not in without]
         for precision in arguments.precisions:
+            # while this process is still small, as the others begin as its copies
+            peaks = {way: attempt(case, way, precision, arguments.autogluon) for way in ways}
             found = times(case, ways, precision, arguments.repeats, arguments.autogluon)
             rows = [row for row in rows if (row["case"], row["precision"]) != (name, precision)]
             for row in found:
                 if "failure" in row:
                     rows.append({"case": name, "precision": precision, **row})
                     continue
-                row.update(peak_elsewhere(arguments, name, row["way"], precision))
+                row.update(peaks[row["way"]])
                 rows.append({"case": name, "precision": precision, **row})
                 median = sorted(row["processor"])[len(row["processor"]) // 2]
                 above = (row["peak_bytes"] - row["before_bytes"]) / 2**20

@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/predict_overlap.py CAMVID_FOLDER WORK_FOLDER [--threads 1] [--repeats 3]
 
-A small U-Net, trained for one step, predicts CamVid's test images at their own size, with overlays. Both ways run in turn in one process; every repeat's seconds on the clock are kept, and the
-files of both are compared byte by byte. Results go to benchmarks/predict_overlap.json.
+A small U-Net, trained for one step, predicts CamVid's test images at their own size, with overlays. Both
+ways run in turn in one process; every repeat's seconds on the clock and of the processor are kept, and
+the files of both are compared byte by byte. Results go to benchmarks/predict_overlap.json.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ class Trainer:
         return is_last or self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
-        state = gathered(optimizer.state_dict())
+        state = gathered(optimizer.state_dict(), self.world.is_first)
         with self.world.whole():
             if self.world.is_first:
                 save_checkpoint(

@@ -220,7 +220,7 @@ class Expert(nn.Module):
             bias: [r].
         """
         if self.route == "large":
-            # PyTorch's bilinear resizing is as fast, and a compiler makes one kernel of it and its surroundings
+            # PyTorch's bilinear resizing is as fast, and a compiler fuses it with what is around it
             plain = self.scale == 1 or self.interpolation == "bilinear" or torch.compiler.is_compiling()
             compute = expert_plain if plain else _expert_large
             return compute(x, weight, bias, self.scale, self.interpolation, gelu=self.gelu)

@@ -38,7 +38,8 @@ def page() -> str:
     parts = [
         "# Results",
         "",
-        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting.",
+        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting. Time and memory have"
+        " a page of their own: [speed and memory](performance.md).",
     ]
     for name, section in SECTIONS.items():
         source = BENCHMARKS / f"{name}.json"
@@ -336,22 +337,23 @@ def _s2_row(row: dict[str, Any], cases: Sequence[str]) -> tuple[str, ...]:
 
 
 def sharding(data: dict[str, Any]) -> list[str]:
-    """Peak memory of two processes with the whole model in each, or divided."""
+    """Memory of each of two processes with the whole model in each, or divided."""
     rows = [
         (
             f"{row['method']}, {row['strategy']}",
-            f"{row['peak_bytes'] / 2**30:.2f}",
+            *(f"{row[f'{name}_bytes'] / 2**20:,.0f}" for name in ("before", "peak", "rest")),
             f"{row['losses'][-1]:.6f}",
         )
         for row in data["rows"]
     ]
+    header = ("method, strategy", "before MiB", "peak of a step MiB", "between steps MiB", "loss of step 2")
     return [
         "## A model divided between two processes",
         "",
-        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on"
-        " a processor; memory is that of both. `benchmarks/sharding.py`",
+        f"SAM ViT-B, random weights, one image of {data['size']} x {data['size']} for each of two processes"
+        ' on a processor; memory of one of them, "before" with its packages loaded. `benchmarks/sharding.py`',
         "",
-        *table(("method, strategy", "peak GiB", "loss of step 2"), rows),
+        *table(header, rows),
     ]
 
 

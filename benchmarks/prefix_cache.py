@@ -18,6 +18,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,8 @@ def main() -> None:
         os.environ["SEGTUNE_PREFIX_CACHE"] = folder
         rows = []
         for precision, name in itertools.product(("32", "bf16"), CASES):
-            with processes.Pool(1) as pool:
-                rows.append(pool.apply(measure, (name, precision, *given)))
+            with ProcessPoolExecutor(1, mp_context=processes) as pool:
+                rows.append(pool.submit(measure, name, precision, *given).result())
     settings = {"side": SIDE, "images": arguments.images, "epochs": arguments.epochs}
     write_json(RESULT, {**settings, "threads": arguments.threads, "versions": versions(), "rows": rows})
 

@@ -141,7 +141,7 @@ def _loss(output: SegOutput, masks: Tensor, loss: nn.Module | None) -> Tensor:
 
 @contextmanager
 def without_data(model: SegModel) -> Iterator[None]:
-    """A model on the meta device becomes one of tensors without data, on the processor, inside of the block."""
+    """A model on the meta device becomes one of tensors without data inside of the block."""
     model.to(memory_format=torch.channels_last)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")

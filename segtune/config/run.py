@@ -86,6 +86,8 @@ class TrainSettings(Settings):
         None, ge=1, description="steps between checkpoints; default: every epoch and at least every 500 steps"
     )
 
+    profile_steps: int = Field(20, ge=1, description="steps whose parts `segtune fit --profile` times")
+
     @model_validator(mode="before")
     @classmethod
     def _precision_as_text(cls, values: Any) -> Any:

@@ -25,6 +25,8 @@ from segtune.engine.image_counts import ImageCounts, write_counts
 from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
 from segtune.engine.kept import averaged_steps, load_average, load_step
+from segtune.engine.phases import Phases
+from segtune.engine.profile import Profiler
 from segtune.engine.rank import is_first_process
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import git_commit, versions
@@ -59,6 +61,7 @@ def fit(
     reporter: Reporter | None = None,
     check: CheckReport | None = None,
     began: float | None = None,
+    profile: bool = False,
 ) -> FitResult:
     """Tunes a model on a data set and leaves a run folder.
 
@@ -69,6 +72,7 @@ def fit(
         reporter: hears what happens.
         check: what `take_in` found, where it was done already.
         began: moment of `time.perf_counter` at which the run's start-up began; default: now.
+        profile: time the parts of the first steps and record a trace, in the run's folder.
 
     Returns:
         Scores and costs.
@@ -94,7 +98,8 @@ def fit(
             folder.write_config(config)
             write_json(folder.data, check.to_dict())
         _announce(job, reporter)
-        trainer = Trainer(job, reporter, world)
+        profiler = _profiler(job) if profile and world.is_first else None
+        trainer = Trainer(job, reporter, world, profiler or Phases())
         try:
             trainer.run(began)
         except (SegtuneError, OSError):
@@ -102,12 +107,30 @@ def fit(
             if world.is_first and not resume and trainer.progress.step == 0:
                 shutil.rmtree(folder.path)
             raise
+        finally:
+            if profiler is not None:
+                profiler.close()
         if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
             job.tunable = build_from_config(config, job.index.classes)
             place(job.tunable.model, job.device)
-        return _finish(job, trainer, reporter)
+        finished = _finish(job, trainer, reporter)
+        if profiler is not None:
+            _show(profiler, finished, trainer.validator.num_evaluated, reporter)
+        return finished
     finally:
         reporter.close()
+
+
+def _profiler(job: Job) -> Profiler:
+    steps = job.config.train.profile_steps
+    return Profiler(job.tunable.model, job.device, steps, job.folder.profile)
+
+
+def _show(profiler: Profiler, finished: FitResult, num_evaluated: int, reporter: Reporter) -> None:
+    for table in profiler.write(finished.result["seconds"], num_evaluated):
+        reporter.table("", table.header, table.rows)
+    advice = profiler.advice()
+    reporter.note(*([advice] if advice else []), f"profile: {finished.folder / 'profile'}")
 
 
 def _announce(job: Job, reporter: Reporter) -> None:

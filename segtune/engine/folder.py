@@ -67,6 +67,11 @@ class RunFolder:
         """The checkpoint that `--resume` continues from."""
         return self.path / "checkpoints" / "last.pt"
 
+    @property
+    def profile(self) -> Path:
+        """Folder of a profile: times of the parts of a step, and a trace."""
+        return self.path / "profile"
+
     def kept(self, step: int | str) -> Path:
         """Tensors of a step that is kept: of a best validation, or of the last one."""
         return self.path / "checkpoints" / f"step-{step}.safetensors"

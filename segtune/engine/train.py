@@ -21,6 +21,7 @@ from segtune.engine.job import MOST_STEPS, Job
 from segtune.engine.kept import delete_others
 from segtune.engine.log import MetricLog
 from segtune.engine.optim import build_optimizer, rate_factor, set_rate
+from segtune.engine.phases import Phases
 from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
@@ -42,16 +43,18 @@ class Trainer:
         job: everything that was built for the run.
         reporter: hears what happens.
         world: the processes that train together.
+        phases: times the parts of steps and validations.
     """
 
-    def __init__(self, job: Job, reporter: Reporter, world: World) -> None:
+    def __init__(self, job: Job, reporter: Reporter, world: World, phases: Phases) -> None:
         self.job = job
         self.world = world
         self.config = job.config
         self.folder = job.folder
         self.reporter = reporter
         self.progress = Progress()
-        self.validator = Validator(job, reporter, world)
+        self.phases = phases
+        self.validator = Validator(job, reporter, world, phases)
         self.average: MovingAverage | None = None
         self.resources: dict[str, Any] = {}
 
@@ -149,6 +152,7 @@ class Trainer:
             if self.average is not None:
                 self.average.update(progress.step + 1)
             now = time.perf_counter()
+            self.phases.step_done(now - begin)
             progress.step += 1
             progress.images += num_images
             progress.seconds += self._agreed(now - begin)
@@ -228,24 +232,38 @@ class Trainer:
         self, fabric: Fabric, model: Any, optimizer: Any, batches: Iterator[Batch]
     ) -> tuple[float, float, int]:
         """One optimiser step: mean loss, seconds waited for data, number of images."""
-        accumulate = self.config.train.accumulate
+        accumulate, phases = self.config.train.accumulate, self.phases
         total, waited, num_images, names = 0.0, 0.0, 0, list[str]()
         for part in range(accumulate):
             begin = time.perf_counter()
-            batch = next(batches)
+            with phases("data wait"):
+                batch = next(batches)
             waited += time.perf_counter() - begin
-            images = batch.images.to(self.job.device, memory_format=torch.channels_last, non_blocking=True)
-            masks = batch.masks.to(self.job.device, non_blocking=True)
+            with phases("host to device"):
+                images = batch.images.to(
+                    self.job.device, memory_format=torch.channels_last, non_blocking=True
+                )
+                masks = batch.masks.to(self.job.device, non_blocking=True)
+                prompts = to_device(batch.prompts, self.job.device)
             with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                output: SegOutput = model(images, prompts=to_device(batch.prompts, self.job.device))
-                loss = self._total_loss(output, masks)
+                with phases("forward, the rest"):
+                    output: SegOutput = model(images, prompts=prompts)
                 names += batch.names
-                mean = self.world.mean(loss)
-                if not torch.isfinite(mean):  # in any process, so that all of them stop
-                    raise not_a_number(mean.item(), names, self.progress.step + 1, self.folder)
-                fabric.backward(loss / accumulate)
+                with phases("loss"):
+                    loss = self._total_loss(output, masks)
+                    mean = self.world.mean(loss)
+                    if not torch.isfinite(mean):  # in any process, so that all of them stop
+                        raise not_a_number(mean.item(), names, self.progress.step + 1, self.folder)
+                with phases("decoder backward"):
+                    fabric.backward(loss / accumulate)
             total += mean.item() / accumulate
             num_images += len(batch.names) * self.world.size
+        with phases("optimiser"):
+            self._update(fabric, model, optimizer, names)
+        return total, waited, num_images
+
+    def _update(self, fabric: Fabric, model: Any, optimizer: Any, names: list[str]) -> None:
+        """Moves the trained tensors along their gradients."""
         self.world.average_gradients()
         if self.config.optim.clip is not None:
             norm = fabric.clip_gradients(
@@ -256,7 +274,6 @@ class Trainer:
                 raise not_a_number(norm.item(), names, self.progress.step + 1, self.folder)
         optimizer.step()
         optimizer.zero_grad()
-        return total, waited, num_images
 
     def _total_loss(self, output: SegOutput, masks: Tensor) -> Tensor:
         if takes_proposals(self.job.loss):

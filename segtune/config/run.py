@@ -86,6 +86,10 @@ class TrainSettings(Settings):
         None, ge=1, description="steps between checkpoints; default: every epoch and at least every 500 steps"
     )
 
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="tools that follow the run, see `segtune list trackers`"
+    )
+    tracker_project: str = Field("segtune", min_length=1, description="what trackers file the run under")
     profile_steps: int = Field(20, ge=1, description="steps whose parts `segtune fit --profile` times")
 
     @model_validator(mode="before")

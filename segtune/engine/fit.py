@@ -30,6 +30,7 @@ from segtune.engine.profile import Profiler
 from segtune.engine.rank import is_first_process
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import git_commit, versions
+from segtune.engine.tracking import require_trackers
 from segtune.engine.train import Trainer
 from segtune.engine.world import join_world
 from segtune.errors import SegtuneError
@@ -88,6 +89,7 @@ def fit(
         folder.claim(resume=resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    require_trackers(config.train.trackers)
     world = join_world(config)
     reporter = reporter if reporter is not None and world.is_first else Reporter()
     try:
@@ -100,25 +102,35 @@ def fit(
         _announce(job, reporter)
         profiler = _profiler(job) if profile and world.is_first else None
         trainer = Trainer(job, reporter, world, profiler or Phases())
+        failed = True
         try:
-            trainer.run(began)
-        except (SegtuneError, OSError):
-            # not one step was done: nothing is worth keeping
-            if world.is_first and not resume and trainer.progress.step == 0:
-                shutil.rmtree(folder.path)
-            raise
+            _train(trainer, began, resume=resume)
+            finished = _finish(job, trainer, reporter)
+            failed = False
         finally:
             if profiler is not None:
                 profiler.close()
-        if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
-            job.tunable = build_from_config(config, job.index.classes)
-            place(job.tunable.model, job.device)
-        finished = _finish(job, trainer, reporter)
+            if trainer.tracking is not None:
+                trainer.tracking.close(failed=failed)
         if profiler is not None:
             _show(profiler, finished, trainer.validator.num_evaluated, reporter)
         return finished
     finally:
         reporter.close()
+
+
+def _train(trainer: Trainer, began: float, *, resume: bool) -> None:
+    job, world = trainer.job, trainer.world
+    try:
+        trainer.run(began)
+    except (SegtuneError, OSError):
+        # not one step was done: nothing is worth keeping
+        if world.is_first and not resume and trainer.progress.step == 0:
+            shutil.rmtree(job.folder.path)
+        raise
+    if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
+        job.tunable = build_from_config(job.config, job.index.classes)
+        place(job.tunable.model, job.device)
 
 
 def _profiler(job: Job) -> Profiler:
@@ -230,6 +242,8 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     }
     if world.is_first:
         write_json(folder.result, result)
+        assert trainer.tracking is not None, "it was trained, or kept as it is"
+        trainer.tracking.finish(result)
     return FitResult(folder=folder.path, result=result)
 
 

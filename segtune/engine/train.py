@@ -27,6 +27,7 @@ from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.shards import gathered, load_optimizer
 from segtune.engine.tensors import write_tensors
+from segtune.engine.tracking import Tracking
 from segtune.engine.validation import Validator
 from segtune.engine.world import World
 from segtune.types import Batch, SegOutput
@@ -57,6 +58,8 @@ class Trainer:
         self.validator = Validator(job, reporter, world, phases)
         self.average: MovingAverage | None = None
         self.resources: dict[str, Any] = {}
+        self.tracking: Tracking | None = None
+        """Of the first process, from the moment the run begins; to be closed by whoever trains."""
 
     def run(self, began: float) -> None:
         """Trains from the last checkpoint, or from the start, to the end; nothing where nothing is trained.
@@ -91,11 +94,8 @@ class Trainer:
                 assert kept.average is not None, "a run is resumed with its own settings"
                 self.average.load(kept.average)
         model, optimizer = self.world.set_up(job.tunable.model, optimizer)
-        log = (
-            MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
-            if self.world.is_first
-            else None
-        )
+        self.world.first(self._start_tracking)
+        log = self._open_log()
         self.reporter.training(self.progress.step, None if job.num_steps == MOST_STEPS else job.num_steps)
         spent = self.progress.other_seconds
         spent["start_up"] = spent.get("start_up", 0.0) + time.perf_counter() - began
@@ -115,10 +115,21 @@ class Trainer:
             if log is not None:
                 log.close()
 
+    def _start_tracking(self) -> None:
+        self.tracking = Tracking.start(self.config, self.folder, self.progress.step, self.reporter)
+
+    def _open_log(self) -> MetricLog | None:
+        """Of the first process."""
+        if self.tracking is None:
+            return None
+        return MetricLog(self.folder, self.progress.log_bytes, self.tracking)
+
     def _keep_as_it_is(self) -> None:
         """What a run leaves behind where nothing is trained."""
-        if self.world.is_first:
-            MetricLog(self.folder, 0, 0).close()
+        self.world.first(self._start_tracking)
+        log = self._open_log()
+        if log is not None:
+            log.close()
             write_tensors(self.folder.kept(0), self.job.tunable.applied.state_dict(), {"step": "0"})
         self.progress.kept = [{"step": 0, "score": 0.0}]
         with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:

@@ -105,8 +105,9 @@ def evaluate_samples(
     surprise, pixels = 0.0, 0
     done = 0
     phases = phases or Phases()
-    batches = _equal_sizes(eval_loader(index, own, settings, prompts), batch_size)
-    for batch in _timed(batches, phases):
+    # of fewer images than processes, some get none
+    loaded = eval_loader(index, own, settings, prompts) if own else ()
+    for batch in _timed(_equal_sizes(loaded, batch_size), phases):
         with phases("network"):
             probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
         with phases("metrics"):

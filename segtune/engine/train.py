@@ -236,6 +236,7 @@ class Trainer:
                 crop=self.job.crop,
                 prompts=PromptSource(config.data, prompted, index.classes.ignore_index) if prompted else None,
                 part=(self.world.rank, self.world.size),
+                views=config.train.cache_views if self.job.cache is not None else None,
             )
         )
 
@@ -245,6 +246,7 @@ class Trainer:
         """One optimiser step: mean loss, seconds waited for data, number of images."""
         accumulate, phases = self.config.train.accumulate, self.phases
         total, waited, num_images, names = 0.0, 0.0, 0, list[str]()
+        cache = self.job.cache
         for part in range(accumulate):
             begin = time.perf_counter()
             with phases("data wait"):
@@ -258,7 +260,8 @@ class Trainer:
                 prompts = to_device(batch.prompts, self.job.device)
             with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
                 with phases("forward, the rest"):
-                    output: SegOutput = model(images, prompts=prompts)
+                    cut = None if cache is None else cache(batch.images)
+                    output: SegOutput = model(images, prompts=prompts, cut=cut)
                 names += batch.names
                 with phases("loss"):
                     loss = self._total_loss(output, masks)
@@ -313,7 +316,7 @@ class Trainer:
         return is_last or self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
-        state = gathered(optimizer.state_dict())
+        state = gathered(optimizer.state_dict(), self.world.is_first)
         with self.world.whole():
             if self.world.is_first:
                 save_checkpoint(

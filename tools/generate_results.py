@@ -38,7 +38,8 @@ def page() -> str:
     parts = [
         "# Results",
         "",
-        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting.",
+        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting. Time and memory have"
+        " a page of their own: [speed and memory](performance.md).",
     ]
     for name, section in SECTIONS.items():
         source = BENCHMARKS / f"{name}.json"

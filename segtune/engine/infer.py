@@ -19,7 +19,7 @@ from segtune.data.settings import DataSettings
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
 from segtune.engine.prefix_cache import PrefixCache
-from segtune.engine.prompts import mirror_prompts, scale_prompts, to_device
+from segtune.engine.prompts import mirror_prompts, pick_prompts, scale_prompts, to_device
 from segtune.errors import TrainingError, UsageError
 from segtune.models.base import SegModel
 from segtune.types import Prompts
@@ -191,6 +191,14 @@ class Inference:
         return total / weights
 
     def _forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        if prompts is not None and not (known := (prompts.classes >= 0).any(dim=1)).all():
+            # Nothing is pointed at: such an image is background, whatever the network would say.
+            size = (len(images), self.model.num_classes, *images.shape[-2:])
+            probabilities = torch.zeros(size, device=images.device)
+            probabilities[:, 0] = 1
+            if known.any():
+                probabilities[known] = self._forward(images[known], pick_prompts(prompts, known))
+            return probabilities
         precision = self.settings.precision
         dtype = torch.float16 if precision == "16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "32"):

@@ -4,9 +4,10 @@ Usage: python benchmarks/prefix_cache.py SHARED_DATA [--threads 2] [--images 1] 
 
 Frames of CamVid at 1024 x 1024, one image in a batch, no augmentation: `head`, and LoRA on the last
 2 of 12 blocks. The base has random weights. Each way takes its turn with the steps of one epoch, after
-a first epoch that fills the cache, which is timed too. Every case has a process of its own. Gradients of
-the first image are compared with
-those of a forward through the whole network. Results go to benchmarks/prefix_cache.json.
+a first epoch that fills the cache, which is timed too. Every case has a process of its own, and seconds are
+those of the processor, which other programs disturb less than the clock. Gradients of
+the first image are compared with those of a forward through the whole network. Results go to
+benchmarks/prefix_cache.json.
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ def measure(
     rows: dict[str, Any] = {}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for way, cache in caches.items():
-        begin = time.perf_counter()
+        begin = time.process_time()
         found = gradients(model, applied, *data[0], cache, precision)
         rows[way] = {
-            "first_seconds": time.perf_counter() - begin,
+            "first_seconds": time.process_time() - begin,
             "gradient_difference": difference(found, reference),
             "equal_bits": all(map(torch.equal, found, reference)),
         }
@@ -126,9 +127,9 @@ def measure(
     for _ in range(epochs):
         for way, cache in caches.items():
             for image, mask in data:
-                begin = time.perf_counter()
+                begin = time.process_time()
                 gradients(model, applied, image, mask, cache, precision)
-                times[way].append(time.perf_counter() - begin)
+                times[way].append(time.process_time() - begin)
     for way, cache in caches.items():
         rows[way]["seconds"] = statistics.median(times[way])
         rows[way]["times_faster"] = statistics.median(times["off"]) / statistics.median(times[way])

@@ -23,8 +23,6 @@ from segtune.engine.cost import (
 )
 from segtune.engine.fit import fit
 from segtune.engine.memory import step_peak
-from segtune.methods import METHODS as METHODS_REGISTRY
-from segtune.models import MODELS
 from tests.support import CLASS_NAMES, COLOURS, make_config
 
 CLASSES = Classes(names=CLASS_NAMES, palette=COLOURS)
@@ -139,17 +137,11 @@ def test_the_step_without_data_holds_what_a_real_one_does(method: str, precision
     assert found.activations + found.gradients == pytest.approx(real, rel=0.01)
 
 
-def test_what_is_read_from_a_cache_is_not_held_while_it_is_computed() -> None:
-    sizes = {"width": 32, "depth": 2, "heads": 2, "global_blocks": (1,), "window": 4, "image_size": 128}
-    sam: dict[str, Any] = {
-        "model": "sam-vit-base",
-        "model_settings": MODELS.settings("sam-vit-base")(**sizes, decoder_width=16),
-        "parts": {"head": METHODS_REGISTRY.settings("head")()},
-        "size": (256, 256),
-    }
-    config = make_config(method="head")
-    kept = estimated(config, **sam, num_sections=4, batch_size=4)
-    assert kept.activations < 0.7 * estimated(config, **sam, batch_size=4).activations
+def test_what_is_read_from_a_cache_is_held_as_a_batch() -> None:
+    config = make_config(method="head", model__depth=2)
+    kept = estimated(config, num_sections=3, batch_size=4)
+    assert kept.activations >= 4 * 64 * 64 * 4 * (4 + 8 / 4 + 16 / 16)  # the maps of three levels
+    assert kept.activations < 2 * estimated(config, batch_size=4).activations
 
 
 def test_gradients_of_earlier_batches_count() -> None:

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from segtune.engine.files import write_json
 from segtune.engine.run import versions
 from segtune.methods import METHODS
-from segtune.methods.apply import apply
+from segtune.methods.apply import Applied, apply
 from segtune.models import MODELS
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
@@ -87,16 +87,17 @@ def chosen(model: SegModel, case: Case) -> list[Site]:
     return [site for site in model.sites() if site.kind is case.kind]
 
 
-def ours(method: str, case: Case) -> Callable[[SegModel], None]:
+def ours(method: str, case: Case) -> Callable[[SegModel], Applied]:
     """A method of segtune."""
     settings: dict[str, Any] = {"rank": case.rank} if method in ("lora", "conv-lora") else {}
     if settings:
         settings["kinds"] = (str(case.kind),)
 
-    def adapt(model: SegModel) -> None:
+    def adapt(model: SegModel) -> Applied:
         parts = {method: METHODS.settings(method)(**settings)}
         applied = apply(model, model.sites(), parts, removable=False)
         model.penalty_layers = list(applied.operations)
+        return applied
 
     return adapt
 

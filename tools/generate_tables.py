@@ -98,14 +98,15 @@ def benchmarks() -> list[str]:
         data = load(path.stem)
         versions = data.get("versions", {})
         script = path.with_suffix(".py")
-        maker = f"benchmarks/{script.name}" if script.is_file() else f"tools/{MAKERS[path.stem]}"
+        kind = "recipe" if path.stem.startswith("recipe_") else path.stem
+        maker = f"benchmarks/{script.name}" if script.is_file() else f"tools/{MAKERS[kind]}"
         seeds = {row["seed"] for row in data.get("rows", []) if "seed" in row}
         made_with = (versions.get(name, "") for name in ("torch", "python", "processor"))
         rows.append((f"`{path.name}`", f"`{maker}`", *made_with, str(len(seeds) or "")))
     return table(("numbers", "made by", "torch", "Python", "processor", "seeds"), rows)
 
 
-MAKERS = {"demo-unet-day": "make_demo_weights.py"}
+MAKERS = {"demo-unet-day": "make_demo_weights.py", "recipe": "record_recipe.py"}
 """The scripts that do not lie beside their numbers."""
 TABLES: dict[str, Callable[[], list[str]]] = {"dusk": dusk, "sam": sam, "benchmarks": benchmarks}
 

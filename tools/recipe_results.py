@@ -31,9 +31,9 @@ def origin(data: dict[str, Any]) -> str:
     """Where the numbers come from, in one line."""
     known = [entry["processor_seconds"] for entry in data["commands"]]
     spent = sum(seconds for seconds in known if seconds is not None)
-    minutes = f"{spent / 60:.0f} processor minutes" + (" without the base" if None in known else "")
-    commits = ", ".join(commit[:8] for commit in data["commits"])
-    return f"{minutes}; torch {data['versions']['torch']}; commits {commits}."
+    minutes = f"{spent / 60:.0f} processor minutes" + (" for what was not there before" if None in known else "")
+    commits = "".join(f"; commit {commit[:8]}" for commit in data["commits"])
+    return f"{minutes}; torch {data['versions']['torch']}{commits}."
 
 
 def _score(run: dict[str, Any]) -> str:

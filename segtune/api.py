@@ -148,6 +148,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     prompts: PathLike | None = None,
+    prompts_from_masks: bool = False,
     polygons: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Prediction]:
@@ -162,7 +163,9 @@ def predict(
         settings: data.window, data.overlap, data.flip_tta, data.resize by dotted key.
         weights: where the base's weights lie now, if not where they were.
         prompts: JSON file with the objects of each image, for a model that is prompted:
-            {"image.png": [{"class": "name", "box": [left, top, right, bottom], "points": [[x, y]]}]}.
+            {"image.png": [{"class": "name", "box": [left, top, right, bottom], "points": [[x, y]]}]};
+            of volumes {"case": [{"slice": 72, "box": [i1, j1, i2, j2]}]}, in voxels of the file.
+        prompts_from_masks: of volumes: draw them from the masks that lie with them, as for scores.
         polygons: write the areas of each class of a GeoTIFF file as a GeoPackage too.
         reporter: hears about progress.
 
@@ -181,6 +184,7 @@ def predict(
         settings=settings or {},
         weights=weights,
         prompts=None if prompts is None else Path(prompts),
+        prompts_from_masks=prompts_from_masks,
         polygons=polygons,
         reporter=reporter,
     )

@@ -38,7 +38,8 @@ def page() -> str:
     parts = [
         "# Results",
         "",
-        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting.",
+        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting. Time and memory have"
+        " a page of their own: [speed and memory](performance.md).",
     ]
     for name, section in SECTIONS.items():
         source = BENCHMARKS / f"{name}.json"
@@ -287,23 +288,72 @@ def raster_memory(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def s2_brats2013(data: dict[str, Any]) -> list[str]:
+    """A prompted SAM on brain tumours: ranks against the baselines, and from one modality to another."""
+    base, flair = data["base"], data["flair"]
+    lines = [
+        "## Brain tumours with a small prompted SAM (S2)",
+        "",
+        f"{base['parameters_total']:,} parameters, boxes drawn from the masks; base trained on CamVid's day"
+        f" clips for {base['steps']} steps. BraTS 2013: 2 patients trained on, 2 validated on, every slice of"
+        f" them scored, predictions for separate modalities combined. {base['device']}, {base['precision']}."
+        " `benchmarks/s2_brats2013.py`",
+    ]
+    titles = {
+        "ranks": "T1c and FLAIR combined",
+        "flair-to-t1c": "Trained on FLAIR (full, from the same base), adapted to T1c",
+    }
+    for name, title in titles.items():
+        rows = data["tables"][name]["rows"]
+        cases = list(rows[0]["runs"][0]["volumes"])
+        header = (
+            "method",
+            *(f"Dice {case}" for case in cases),
+            "Dice",
+            "HD95 mm",
+            "trained",
+            "steps",
+            "best",
+        )
+        lines += ["", f"### {title}", "", *table(header, (_s2_row(row, cases) for row in rows))]
+    scores = ", ".join(
+        f"{scores['volume_dice']['tumour']:.4f} ({case})" for case, scores in flair["volumes"].items()
+    )
+    return [*lines, "", f"The model trained on FLAIR, scored on FLAIR: Dice {scores}."]
+
+
+def _s2_row(row: dict[str, Any], cases: Sequence[str]) -> tuple[str, ...]:
+    runs = row["runs"]
+    dice = [spread([run["volumes"][case]["volume_dice"]["tumour"] for run in runs]) for case in cases]
+    return (
+        row["label"],
+        *dice,
+        spread(row["scores"]),
+        spread([run["val"]["volume_hd95"] for run in runs], 1),
+        f"{row['parameters_trainable']:,}",
+        f"{runs[0]['steps']}",
+        ", ".join(f"{run['best_step']}" for run in runs),
+    )
+
+
 def sharding(data: dict[str, Any]) -> list[str]:
-    """Peak memory of two processes with the whole model in each, or divided."""
+    """Memory of each of two processes with the whole model in each, or divided."""
     rows = [
         (
             f"{row['method']}, {row['strategy']}",
-            f"{row['peak_bytes'] / 2**30:.2f}",
+            *(f"{row[f'{name}_bytes'] / 2**20:,.0f}" for name in ("before", "peak", "rest")),
             f"{row['losses'][-1]:.6f}",
         )
         for row in data["rows"]
     ]
+    header = ("method, strategy", "before MiB", "peak of a step MiB", "between steps MiB", "loss of step 2")
     return [
         "## A model divided between two processes",
         "",
-        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on"
-        " a processor; memory is that of both. `benchmarks/sharding.py`",
+        f"SAM ViT-B, random weights, one image of {data['size']} x {data['size']} for each of two processes"
+        ' on a processor; memory of one of them, "before" with its packages loaded. `benchmarks/sharding.py`',
         "",
-        *table(("method, strategy", "peak GiB", "loss of step 2"), rows),
+        *table(header, rows),
     ]
 
 
@@ -321,6 +371,7 @@ SECTIONS = {
     "raster_memory": raster_memory,
     "sharding": sharding,
     "volumes_hippocampus": volumes_hippocampus,
+    "s2_brats2013": s2_brats2013,
 }
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ class TrainDataset(Dataset[LoadedSample]):
         transform: turns arrays into a training sample.
         seed: of the run.
         prompts: draws the prompts of each sample, for models that take them.
+        views: augmented views of each sample, those of the first epochs, which repeat; None: ever new.
     """
 
     def __init__(
@@ -122,8 +123,9 @@ class TrainDataset(Dataset[LoadedSample]):
         transform: TrainTransform,
         seed: int,
         prompts: PromptSource | None = None,
+        views: int | None = None,
     ) -> None:
-        self.index = index
+        self.index, self.views = index, views
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
@@ -134,6 +136,7 @@ class TrainDataset(Dataset[LoadedSample]):
 
     def __getitem__(self, key: Key) -> LoadedSample:
         epoch, position = key
+        epoch = epoch % self.views if self.views else epoch
         sample = self.samples[position]
         image, mask = _read(self.index, sample)
         with _own_randomness(derive_seed("sample", self.seed, epoch, position)):
@@ -319,6 +322,7 @@ def train_loader(
     crop: Size | None,
     prompts: PromptSource | None = None,
     part: tuple[int, int] = (0, 1),
+    views: int | None = None,
 ) -> DataLoader[Batch]:
     """Batches of the split "train", from any step of the run on.
 
@@ -332,6 +336,7 @@ def train_loader(
         crop: height, width in pixels of every sample; None for whole images.
         prompts: draws the prompts of each sample, for models that take them.
         part: number of this process and of all; each gets its own samples of every batch.
+        views: as for `TrainDataset`.
 
     Returns:
         Yields `num_steps` batches, the same for any number of workers.
@@ -355,7 +360,7 @@ def train_loader(
         part=part,
     )
     return _Loader(
-        _Deferred(TrainDataset(index, samples, transform, seed, prompts)),
+        _Deferred(TrainDataset(index, samples, transform, seed, prompts, views)),
         batch_sampler=schedule,
         collate_fn=_collate_deferred,
         num_workers=settings.workers,

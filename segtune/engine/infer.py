@@ -18,7 +18,8 @@ from torch import Tensor
 from segtune.data.settings import DataSettings
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
-from segtune.engine.prompts import mirror_prompts, scale_prompts, to_device
+from segtune.engine.prefix_cache import PrefixCache
+from segtune.engine.prompts import mirror_prompts, pick_prompts, scale_prompts, to_device
 from segtune.errors import TrainingError, UsageError
 from segtune.models.base import SegModel
 from segtune.types import Prompts
@@ -91,13 +92,17 @@ class Inference:
     Args:
         model: in eval mode, on its device.
         settings: how images are fed.
+        cache: of what the model's frozen sections give.
 
     Raises:
         UsageError: windows for a model that is prompted.
     """
 
-    def __init__(self, model: SegModel, settings: InferenceSettings) -> None:
+    def __init__(
+        self, model: SegModel, settings: InferenceSettings, cache: PrefixCache | None = None
+    ) -> None:
         require_whole_images(model, settings)
+        self.cache = cache
         self.model = model
         self.settings = settings
         self.device = next(model.parameters()).device
@@ -186,10 +191,19 @@ class Inference:
         return total / weights
 
     def _forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        if prompts is not None and not (known := (prompts.classes >= 0).any(dim=1)).all():
+            # Nothing is pointed at: such an image is background, whatever the network would say.
+            size = (len(images), self.model.num_classes, *images.shape[-2:])
+            probabilities = torch.zeros(size, device=images.device)
+            probabilities[:, 0] = 1
+            if known.any():
+                probabilities[known] = self._forward(images[known], pick_prompts(prompts, known))
+            return probabilities
         precision = self.settings.precision
         dtype = torch.float16 if precision == "16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "32"):
-            logits: Tensor = self.model(images, prompts=prompts).logits
+            cut = None if self.cache is None else self.cache(images)
+            logits: Tensor = self.model(images, prompts=prompts, cut=cut).logits
         return logits.float().softmax(dim=1)
 
 

@@ -26,6 +26,8 @@ from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings, require_whole_images
+from segtune.engine.prefix_cache import PrefixCache
+from segtune.engine.prefix_plan import build_cache, plan_cache
 from segtune.engine.volumes import recipe_of
 from segtune.errors import UsageError
 from segtune.metrics import SALIENCY, VOLUME_METRICS
@@ -53,6 +55,9 @@ class Job:
     estimate: MemoryEstimate
     inference: InferenceSettings
     batches_per_epoch: int
+    cache: PrefixCache | None
+    """Of what the frozen sections give; None without `train.cache`."""
+    cache_note: str
     num_steps: int
     """Optimiser steps of the whole run; each takes `train.accumulate` batches."""
 
@@ -120,6 +125,9 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         precision=precision,
         optimizer=config.optim.name,
     )
+    plan = None
+    if config.train.cache == "prefix":
+        plan = plan_cache(config, tunable, index, check.image_sizes, crop=crop, inference=inference)
     batches = steps_per_epoch(len(index.training), config.train.batch_size)
     return Job(
         config=config,
@@ -133,6 +141,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         crop=crop,
         estimate=estimate,
         inference=inference,
+        cache=None if plan is None else build_cache(config, tunable, plan, precision),
+        cache_note="" if plan is None else plan.describe(),
         batches_per_epoch=batches,
         num_steps=_num_steps(config.train, batches) if tunable.applied.parameters() else 0,
     )

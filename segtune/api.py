@@ -79,6 +79,7 @@ def fit(
     out: PathLike,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    profile: bool = False,
     reporter: Reporter | None = None,
 ) -> FitResult:
     """Tunes a model on a data set.
@@ -90,6 +91,7 @@ def fit(
         out: folder of the run; new or empty.
         settings: by dotted key, e.g. {"train.epochs": 5, "method.rank": 8}.
         resume: go on from the last checkpoint in `out`.
+        profile: time the parts of a step; a table and a trace in `out`/profile.
         reporter: hears what happens.
 
     Returns:
@@ -98,7 +100,7 @@ def fit(
     from segtune.engine.fit import fit as run_fit
 
     config = load_config(_layers(model, method, {**(settings or {}), "data.path": str(data)}))
-    return run_fit(config, Path(out), resume=resume, reporter=reporter)
+    return run_fit(config, Path(out), resume=resume, profile=profile, reporter=reporter)
 
 
 def evaluate(

@@ -288,6 +288,31 @@ def raster_memory(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def run_time(data: dict[str, Any]) -> list[str]:
+    """What the seconds of a run were spent on."""
+    shares, profile, settings = data["share_of_an_epoch"], data["profile"], data["settings"]
+    steps, images = profile["step_seconds"], profile["evaluation_seconds"]
+    step = sum(steps.values()) / profile["steps_timed"] / settings["train.batch_size"]
+    image = sum(images.values()) / profile["images_evaluated"]
+    splits = ", ".join(f"{count} {name}" for name, count in data["splits"].items())
+    return [
+        "## What a run's time is spent on",
+        "",
+        f"{data['images']:,} generated images of {data['side']}x{data['side']} pixels ({splits}), a small"
+        f" U-Net with LoRA, {settings['train.epochs']} epochs, validation after each, {data['device']},"
+        f" {settings['train.threads']} thread. `benchmarks/run_time.py`",
+        "",
+        *table(
+            ("part of an epoch", "share"),
+            [(name, f"{share:.2%}") for name, share in shares.items()],
+        ),
+        "",
+        f"Start-up took {data['seconds']['start_up']:.0f} s, {data['start_up_share_of_the_run']:.1%} of the"
+        f" run. An image costs {step * 1e3:.0f} ms in a training step and {image * 1e3:.0f} ms in a"
+        f" validation ({images['network'] / sum(images.values()):.0%} of it the network).",
+    ]
+
+
 def s2_brats2013(data: dict[str, Any]) -> list[str]:
     """A prompted SAM on brain tumours: ranks against the baselines, and from one modality to another."""
     base, flair = data["base"], data["flair"]
@@ -369,6 +394,7 @@ SECTIONS = {
     "lora_forms": lora_forms,
     "memory_layout": memory_layout,
     "raster_memory": raster_memory,
+    "run_time": run_time,
     "sharding": sharding,
     "volumes_hippocampus": volumes_hippocampus,
     "s2_brats2013": s2_brats2013,

@@ -164,7 +164,7 @@ class Inference:
 
     def classes(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Images [B, C, H, W] to the most probable class of each pixel, int64 [B, H, W] on the CPU."""
-        return self.probabilities(images, prompts).argmax(dim=1).cpu()
+        return most_probable(self.probabilities(images, prompts)).cpu()
 
     def _sides(self, images: Tensor, prompts: Prompts | None) -> Tensor:
         probabilities = self._windows(images, prompts)
@@ -205,6 +205,14 @@ class Inference:
             cut = None if self.cache is None else self.cache(images)
             logits: Tensor = self.model(images, prompts=prompts, cut=cut).logits
         return logits.float().softmax(dim=1)
+
+
+def most_probable(probabilities: Tensor) -> Tensor:
+    """The class of each pixel, int64 [B, H, W]; the first of several that are equally probable.
+
+    The same as `argmax`, which takes three to ten times as long over channels on a CPU.
+    """
+    return probabilities.max(dim=1).indices
 
 
 def require_whole_images(model: SegModel, settings: InferenceSettings) -> None:

@@ -22,6 +22,7 @@ from segtune.data.files import SUFFIXES, image_size
 from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
+from segtune.engine.half import halve_frozen
 from segtune.engine.memory import step_peak, without_data
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
@@ -108,6 +109,7 @@ def estimate_memory(
     built = build_model(model, num_classes, model_settings, meta=True)
     with without_data(built):
         applied = _apply(built, parts)
+        halve_frozen(applied, precision)
         built.train()
         peak = step_peak(
             built,

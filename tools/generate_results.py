@@ -328,8 +328,8 @@ def s2_brats2013(data: dict[str, Any]) -> list[str]:
         "ranks": "T1c and FLAIR combined",
         "flair-to-t1c": "Trained on FLAIR (full, from the same base), adapted to T1c",
     }
-    for name, title in titles.items():
-        rows = data["tables"][name]["rows"]
+    for name, comparison in data["tables"].items():
+        rows = [row for row in comparison["rows"] if row["runs"]]
         cases = list(rows[0]["runs"][0]["volumes"])
         header = (
             "method",
@@ -340,7 +340,7 @@ def s2_brats2013(data: dict[str, Any]) -> list[str]:
             "steps",
             "best",
         )
-        lines += ["", f"### {title}", "", *table(header, (_s2_row(row, cases) for row in rows))]
+        lines += ["", f"### {titles[name]}", "", *table(header, (_s2_row(row, cases) for row in rows))]
     scores = ", ".join(
         f"{scores['volume_dice']['tumour']:.4f} ({case})" for case, scores in flair["volumes"].items()
     )

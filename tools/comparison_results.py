@@ -28,6 +28,6 @@ def lines(data: dict[str, Any]) -> list[str]:
     return [
         f"## {data['title']}",
         "",
-        f"`segtune compare {data['data']} --config benchmarks/{data['settings']}`; seconds are left out, as other"
-        f" programs ran beside.{''.join(repeated)}",
+        f"`segtune compare {data['data']} --config benchmarks/{data['settings']}`; seconds are left out, as"
+        f" other programs ran beside.{''.join(repeated)}",
     ]

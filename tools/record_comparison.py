@@ -2,8 +2,8 @@
 
 Usage: python tools/record_comparison.py FOLDER NAME TITLE [WHAT=OTHER_FOLDER ...]
 
-FOLDER is one that `segtune compare` wrote; benchmarks/NAME.yaml holds its settings. Every OTHER_FOLDER is the same
-sweep done in another way; its scores are compared cell by cell.
+FOLDER is one that `segtune compare` wrote; benchmarks/NAME.yaml holds its settings. Every OTHER_FOLDER is the
+same sweep done in another way; its scores are compared cell by cell.
 """
 
 from __future__ import annotations

@@ -45,8 +45,11 @@ def _read(folder: str) -> dict[str, Any]:
 
 def _equal(one: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
     """How many cells have the same score in both."""
-    scores, others = ({cell["name"]: cell["score"] for cell in found["cells"]} for found in (one, other))
-    return {"cells": len(scores), "equal": sum(others.get(name) == score for name, score in scores.items())}
+    scores, others = (
+        {(cell["row"], cell["seed"], cell["fold"]): cell["score"] for cell in found["cells"]}
+        for found in (one, other)
+    )
+    return {"cells": len(scores), "equal": sum(others.get(cell) == score for cell, score in scores.items())}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison_results
 from recipe_results import describe, origin
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,6 +77,13 @@ def recipe(data: dict[str, Any]) -> list[str]:
         lines += ["", line] if line else []
         lines += ["", *table(rows[0], rows[1:])]
     return lines
+
+
+def comparison(data: dict[str, Any]) -> list[str]:
+    """The table of a sweep, and what its words say."""
+    header, *rows = comparison_results.rows(data)
+    notes = [f"- {line}" for line in data["legend"]]
+    return [*comparison_results.lines(data), "", *table(header, rows), "", *notes]
 
 
 def camvid_dusk(data: dict[str, Any]) -> list[str]:
@@ -389,6 +397,8 @@ and were trained from random weights here, so that the scores say nothing about 
 
 SECTIONS = {
     "sam_methods": sam_methods,
+    "compare_polyps": comparison,
+    "compare_dusk": comparison,
     "camvid_dusk": camvid_dusk,
     "demo-unet-day": demo_unet_day,
     "lora_forms": lora_forms,

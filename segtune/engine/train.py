@@ -12,8 +12,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from segtune.config.run import LOWER_IS_BETTER
-from segtune.data.loading import derive_seed, train_loader
+from segtune.data.loading import train_loader
 from segtune.data.prompts import PromptSource
+from segtune.data.schedule import derive_seed
 from segtune.engine.build import learning_rate, takes_proposals
 from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from segtune.engine.evaluate import Evaluation, evaluate_samples

@@ -130,7 +130,8 @@ def _predict(
     prompts = None
     if inference.model.prompted:  # as for the scores
         source = PromptSource(settings, inference.model.prompted, index.classes.ignore_index)
-        prompts = source.exact(torch.from_numpy(np.ascontiguousarray(index.reader.mask(sample))))
+        marked = source.marked(index.reader, sample, index.reader.mask(sample))
+        prompts = source.exact(torch.from_numpy(np.ascontiguousarray(marked)))
     predicted: Classification = inference.classes(image, prompts)[0].numpy().astype(np.uint8)
     return predicted
 

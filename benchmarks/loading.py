@@ -3,11 +3,11 @@
 Usage: python benchmarks/loading.py [--rounds 5] [--steps 12]
 
 Generated files: photographs of 1024 x 1024 pixels (smooth shapes and noise) with class maps, and NIfTI
-volumes of 192 x 192 x 96 voxels. Batches of 4, crops of 512 x 512 (slices whole). Every way is timed once in every
-round, one after the other, in a new order each time; medians over the rounds are kept, and the ratio to
-PNG without workers within the same round, since other programs may run beside. Seconds of processor time
-are those of the process and its workers together. Last, short runs tell what share of training is spent
-waiting for batches. Results go to benchmarks/loading.json.
+volumes of 192 x 192 x 96 voxels. Batches of 4, crops of 512 x 512 (slices whole). Every way is timed once
+in every round, one after the other, in a new order each time; medians over the rounds are kept, and the
+ratio to PNG without workers within the same round, since other programs may run beside. Seconds of
+processor time are those of the process and its workers together. Last, short runs tell what share of
+training is spent waiting for batches. Results go to benchmarks/loading.json.
 """
 
 from __future__ import annotations

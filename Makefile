@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	>/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format docs clean
+.PHONY: help setup demo test lint check format docs site clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,10 +22,11 @@ demo: $(READY)  ## the whole job on generated images, offline once set up
 test: $(READY)  ## all tests, warnings are errors; one process for each core, each with one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-lint: $(READY)  ## style, formatting, types
+lint: $(READY)  ## style, formatting, types, the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zensical build --clean --strict
 
 check: lint test  ## everything that must pass before a commit
 
@@ -33,12 +34,18 @@ format: $(READY)  ## put imports and formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write the generated pages: docs/methods, docs/results.md
+docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python tools/generate_python_docs.py
 	$(BIN)/python tools/generate_results.py
+	$(BIN)/python tools/generate_tables.py
+	$(BIN)/python tools/generate_recipes.py
+
+site: $(READY)  ## build the documentation's site, every link checked: site/index.html
+	$(BIN)/zensical build --clean --strict
 
 clean:  ## remove .venv, caches and build output; runs stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -75,9 +75,13 @@ class Registry:
         module, attribute = self._target(name)
         return getattr(importlib.import_module(module), attribute)
 
+    def module(self, name: str) -> str:
+        """Dotted name of the component's file."""
+        return self._target(name)[0]
+
     def documentation(self, name: str) -> str:
         """The docstring of the component's file, without importing it."""
-        return read_docstring(self._target(name)[0])
+        return read_docstring(self.module(name))
 
     def summary(self, name: str) -> str:
         """The first line of the component's documentation."""

@@ -270,6 +270,79 @@ def raster_memory(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def sharding(data: dict[str, Any]) -> list[str]:
+    """Peak memory of two processes with the whole model in each, or divided."""
+    rows = [
+        (
+            f"{row['method']}, {row['strategy']}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+            f"{row['losses'][-1]:.6f}",
+        )
+        for row in data["rows"]
+    ]
+    return [
+        "## A model divided between two processes",
+        "",
+        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on"
+        " a processor; memory is that of both. `benchmarks/sharding.py`",
+        "",
+        *table(("method, strategy", "peak GiB", "loss of step 2"), rows),
+    ]
+
+
+def label_noise(data: dict[str, Any]) -> list[str]:
+    """Wrong masks that a run finds."""
+    rows = []
+    for row in data["rows"]:
+        found = [f"{row['found'].get(way, 0)} of {made}" for way, made in row["made_wrong"].items()]
+        rows.append((f"{row['split']} ({row['images']})", *found, str(row["listed_of_the_sound"])))
+    ways = [f"{way} found" for way in data["rows"][0]["made_wrong"]]
+    return [
+        "## Wrong masks that a run finds",
+        "",
+        f"CamVid at 120 x 160 pixels with masks made wrong on purpose; a small U-Net of {data['steps']} steps on"
+        f" these masks (val mIoU {data['val']['miou']:.4f}), one run. `benchmarks/label_noise.py`",
+        "",
+        *table(("split (images)", *ways, "sound ones listed"), rows),
+    ]
+
+
+def loading(data: dict[str, Any]) -> list[str]:
+    """Reading training samples."""
+    rows = []
+    for row in data["rows"]:
+        kept = ", decoded once" if row["decoded_cache"] else ""
+        rows.append(
+            (
+                row["format"] + kept,
+                str(row["workers"]),
+                f"{row['images_per_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})",
+                f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+                f"{row['processor_ms']:.0f}",
+            )
+        )
+    waits = [
+        ("decoded once" if row["decoded_cache"] else "png", str(row["workers"]), f"{row['wait_share']:.0%}")
+        for row in data["waiting"]
+    ]
+    sizes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in data["bytes"].items())
+    return [
+        "## Reading training samples",
+        "",
+        f"{data['num_images']} generated images of {data['side']} x {data['side']} pixels with masks (NIfTI: slices"
+        f" of 192 x 192), crops of {data['crop'][0]} x {data['crop'][1]}; medians of {data['rounds']} rounds in turn,"
+        " lowest and highest in brackets. The ratio is to PNG without workers in the same round; processor"
+        f" milliseconds are for an image, workers included. On disk: {sizes}. `benchmarks/loading.py`",
+        "",
+        *table(("images", "workers", "images/s", "ratio", "processor ms"), rows),
+        "",
+        f"Share of {data['training']['train.steps']} training steps of a small U-Net spent waiting for batches, one"
+        " run each:",
+        "",
+        *table(("images", "workers", "waiting"), waits),
+    ]
+
+
 SECTIONS = {
     "sam_methods": sam_methods,
     "camvid_dusk": camvid_dusk,
@@ -277,6 +350,9 @@ SECTIONS = {
     "lora_forms": lora_forms,
     "memory_layout": memory_layout,
     "raster_memory": raster_memory,
+    "loading": loading,
+    "label_noise": label_noise,
+    "sharding": sharding,
     "volumes_hippocampus": volumes_hippocampus,
 }
 

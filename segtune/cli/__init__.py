@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "segtune.cli.export",
     "import": "segtune.cli.importing",  # a module called import could not be imported
     "list": "segtune.cli.listing",  # a module called list would hide the built-in one in this package
+    "recipes": "segtune.cli.recipes",
     "demo": "segtune.cli.demo",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ def command(
 
     DATA is a folder of images and masks, or a CSV manifest; see `segtune data check DATA`.
     """
+    began = time.perf_counter()
+
     from segtune.data import is_there
     from segtune.engine.folder import RunFolder
     from segtune.engine.rank import is_first_process
@@ -82,7 +85,7 @@ def command(
 
     from segtune.engine.fit import fit
 
-    result = fit(config, out, resume=resume, reporter=reporter, check=check)
+    result = fit(config, out, resume=resume, reporter=reporter, check=check, began=began)
     if not first:
         return
     if as_json:
@@ -104,12 +107,22 @@ def _print(result: dict[str, Any], out: Path) -> None:
                 f"  accuracy {scores['pixel_accuracy']:.4f}{_saliency(scores)}"
                 f"  ({evaluation['num_images']} images{told})"
             )
+    if result["average"] is not None:
+        click.echo(_average(result))
     click.echo(
         f"trained {result['parameters_trainable']:,} of {result['parameters_total']:,}"
         f" parameters in {result['train_seconds']:.0f} s"
         f" ({result['wait_share']:.0%} waiting for data);"
         f" adapter {result['adapter_bytes']:,} bytes"
     )
+
+
+def _average(result: dict[str, Any]) -> str:
+    """What was averaged, and what the best single validation scores instead."""
+    single = result["average"]["best_single"]
+    scores = "  ".join(f"{split} {single[split]['miou']:.4f}" for split in ("val", "test") if split in single)
+    steps = ", ".join(map(str, result["average"]["steps"]))
+    return f"average of the tensors of steps {steps}; step {single['step']} alone has mIoU  {scores}"
 
 
 def _saliency(scores: dict[str, float]) -> str:

@@ -27,7 +27,7 @@ config_option = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="YAML file with settings; may be repeated, later ones win.",
+    help="YAML file with settings, or recipe:NAME; may be repeated, later ones win.",
 )
 
 

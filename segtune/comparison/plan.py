@@ -216,7 +216,9 @@ def _row(
     *,
     several_models: bool,
 ) -> Row:
-    values: dict[str, Any] = {f"method.{key}": value for key, value in method.items() if key != "label"}
+    values: dict[str, Any] = {
+        key if "." in key else f"method.{key}": value for key, value in method.items() if key != "label"
+    }
     values |= {f"model.{key}": value for key, value in model.items() if key != "label"}
     parts = [str(model.get("label", model["name"]))] if several_models else []
     parts.append(str(method["label"]) if "label" in method else _describe(method))

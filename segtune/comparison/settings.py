@@ -19,7 +19,9 @@ class ComparisonSettings(Settings):
         (), description="names of models, or mappings of `model.*` settings; default: model.name"
     )
     methods: tuple[str | dict[str, Any], ...] = Field(
-        (), description="names of methods, or mappings of `method.*` settings; default: method.name"
+        (),
+        description="names of methods, or mappings of `method.*` settings (a key with a dot is any other"
+        " setting, such as data.colour); default: method.name",
     )
     ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="values of method.rank, for methods that have it"

@@ -9,11 +9,18 @@ from typing import Any
 
 import yaml
 
-from segtune.errors import UsageError
+from segtune.errors import UnknownNameError, UsageError
+from segtune.registry import nearest
 
 SECTIONS = ("model", "method", "data", "loss", "optim", "train")
 NAMED = ("model", "method", "loss")
 """Sections that may be written as a name alone: `model: unet`."""
+ABOUT = "recipe"
+"""A section of a file that says what its settings are; no setting itself."""
+RECIPE = "recipe:"
+"""What a recipe's name begins with where a file of settings is asked for."""
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+"""The recipes that come with the package."""
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -36,12 +43,39 @@ class Layer:
     """Nested mapping with the sections as its keys."""
 
 
+def recipe_path(name: str) -> Path:
+    """The file of a recipe of the package.
+
+    Raises:
+        UnknownNameError: there is no such recipe.
+    """
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if name not in names:
+        meant = nearest(name, names)
+        raise UnknownNameError(
+            f"there is no recipe called {name!r}",
+            hint=f"did you mean {meant!r}?" if meant else "see `segtune recipes`",
+        )
+    return RECIPES / f"{name}.yaml"
+
+
 def read_yaml(path: Path) -> Layer:
-    """Reads a layer of settings from a YAML file.
+    """Reads a layer of settings from a YAML file; what it says about itself is left out.
+
+    Args:
+        path: of the file, or "recipe:NAME".
 
     Raises:
         UsageError: the file is missing or is not a mapping of sections.
     """
+    values = read_mapping(path)
+    return Layer(path.name, {key: value for key, value in values.items() if key != ABOUT})
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Everything that a YAML file of settings holds; see `read_yaml`."""
+    if str(path).startswith(RECIPE):
+        path = recipe_path(str(path).removeprefix(RECIPE))
     try:
         values = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -57,7 +91,7 @@ def read_yaml(path: Path) -> Layer:
             f"{path} holds {type(values).__name__}, not settings",
             hint=f"write sections: {', '.join(SECTIONS)}",
         )
-    return Layer(path.name, values)
+    return values
 
 
 def _parse_yaml(text: str) -> Any:

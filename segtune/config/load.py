@@ -135,6 +135,8 @@ class _Loader:
             if key not in SECTIONS:
                 meant = nearest(key, list(SECTIONS))
                 hint = f"did you mean {meant}?" if meant else f"sections are {', '.join(SECTIONS)}"
+                if key == "compare":
+                    hint = "a file that has it is for `segtune compare`"
                 self.problems.append(f"{key}: no such section (from {self._source(key)}); {hint}")
         sections = {name: dict(self.values.get(name, {})) for name in SECTIONS}
         model = self._name("model", sections["model"], MODELS)

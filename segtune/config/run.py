@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,10 @@ class TrainSettings(Settings):
     )
     devices: int = Field(1, ge=1, description="processes on each machine, one for each GPU")
     num_nodes: int = Field(1, ge=1, description="machines")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes: ddp, each holds the whole model; fsdp, they divide it among them",
+    )
     accumulate: int = Field(1, ge=1, description="batches summed up for one optimiser step")
     precision: Literal["auto", "32", "bf16", "16"] = Field(
         "auto", description="auto: bf16 where the processor has it, else 32"
@@ -63,6 +67,17 @@ class TrainSettings(Settings):
     threads: int | None = Field(None, ge=1, description="processor threads; default: all cores")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     early_stop: int | None = Field(None, ge=1, description="validations without a better score to stop after")
+    average_best: int | None = Field(
+        None,
+        ge=2,
+        description="end with the average of the tensors of so many best validations",
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the tensors, which is scored and saved"
+    )
+    score_train: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        None, description="training images, evenly chosen, or all, that each validation scores too"
+    )
     monitor: str = Field("miou", description="metric, or cross_entropy, that the best checkpoint has")
     saliency: bool = Field(
         False, description="saliency scores at every evaluation too (two classes): S-measure, E-measure, ..."

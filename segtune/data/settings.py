@@ -54,6 +54,9 @@ class DataSettings(Settings):
     val_fraction: float = Field(0.15, ge=0, lt=1, description="share of groups for validation, if not given")
     test_fraction: float = Field(0.15, ge=0, lt=1, description="share of groups for testing, if not given")
     split_seed: int = Field(0, ge=0, description="seed of the split")
+    train_on: Literal["train", "train+val"] = Field(
+        "train", description="train+val: validation images are trained on too, and nothing is validated"
+    )
     folds: int | None = Field(None, ge=2, description="parts for cross-validation, instead of given splits")
     fold: int = Field(0, ge=0, description="the part to test on, from 0; a share of the others validates")
     group: str | None = Field(

@@ -195,6 +195,9 @@ def split_samples(
     else:
         result = list(samples)
         evidence.append("splits as the data gives them")
+    if settings.train_on == "train+val":
+        result = [replace(sample, split="train") if sample.split == "val" else sample for sample in result]
+        evidence.append("data.train_on=train+val: validation images are trained on too")
     findings += _torn_groups(result)
     sizes = Counter(sample.split for sample in result)
     evidence[-1] += ": " + ", ".join(f"{split} {sizes[split]}" for split in SPLITS if sizes[split])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ from segtune.data.check_report import CheckReport
 from segtune.data.prompts import PromptSource
 from segtune.data.transforms import to_tensor
 from segtune.engine.adapter import TENSORS, describe, save_adapter, verify_adapter
-from segtune.engine.build import learning_rate
+from segtune.engine.build import build_from_config, learning_rate, place
 from segtune.engine.cost import memory_advice, trainable_table
 from segtune.engine.files import write_json
 from segtune.engine.folder import RunFolder
 from segtune.engine.image_counts import ImageCounts, write_counts
 from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
+from segtune.engine.kept import averaged_steps, load_average, load_step
 from segtune.engine.rank import is_first_process
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import git_commit, versions
-from segtune.engine.tensors import read_tensors
 from segtune.engine.train import Trainer
 from segtune.engine.world import join_world
 from segtune.errors import SegtuneError
@@ -57,6 +58,7 @@ def fit(
     resume: bool = False,
     reporter: Reporter | None = None,
     check: CheckReport | None = None,
+    began: float | None = None,
 ) -> FitResult:
     """Tunes a model on a data set and leaves a run folder.
 
@@ -66,6 +68,7 @@ def fit(
         resume: go on from the folder's last checkpoint; equal to a run that was never interrupted.
         reporter: hears what happens.
         check: what `take_in` found, where it was done already.
+        began: moment of `time.perf_counter` at which the run's start-up began; default: now.
 
     Returns:
         Scores and costs.
@@ -75,6 +78,7 @@ def fit(
         DataError: the data has errors.
         TrainingError: the loss is not a number, or memory ran out.
     """
+    began = time.perf_counter() if began is None else began
     folder = RunFolder(out)
     if is_first_process():
         folder.claim(resume=resume)
@@ -92,12 +96,15 @@ def fit(
         _announce(job, reporter)
         trainer = Trainer(job, reporter, world)
         try:
-            trainer.run()
+            trainer.run(began)
         except (SegtuneError, OSError):
             # not one step was done: nothing is worth keeping
             if world.is_first and not resume and trainer.progress.step == 0:
                 shutil.rmtree(folder.path)
             raise
+        if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
+            job.tunable = build_from_config(config, job.index.classes)
+            place(job.tunable.model, job.device)
         return _finish(job, trainer, reporter)
     finally:
         reporter.close()
@@ -118,6 +125,7 @@ def _announce(job: Job, reporter: Reporter) -> None:
         f" images of {estimate.size[0]}x{estimate.size[1]} pixels in {job.precision} on {job.device}",
         *memory_advice(config.method, estimate),
         *_prompt_notes(job),
+        *_ending_notes(job),
     )
 
 
@@ -130,16 +138,40 @@ def _prompt_notes(job: Job) -> list[str]:
     return [f"prompts: {source.describe()}; scores are those of a model that is told where the objects are"]
 
 
+def _ending_notes(job: Job) -> list[str]:
+    """Which tensors the run will end with, where it is not simply the best validation's."""
+    train = job.config.train
+    notes = []
+    if train.ema is not None:
+        notes.append(f"a moving average of the tensors (decay {train.ema}) is scored and saved (train.ema)")
+    if train.average_best is not None:
+        notes.append(f"the {train.average_best} best validations' tensors are averaged at the end")
+    if not job.samples("val") and job.num_steps:
+        notes.append("there are no validation images: the tensors of the last step are kept")
+    return notes
+
+
 def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     config, folder, applied, progress = job.config, job.folder, job.tunable.applied, trainer.progress
     world = trainer.world
-    applied.load_state_dict(world.first(lambda: read_tensors(folder.best)))
+    seconds = {"training": progress.seconds, **progress.other_seconds}
+    begin = time.perf_counter()
+    average = load_average(job, world, progress)
+    if average is None:
+        load_step(job, world, averaged_steps(progress)[0])
+    else:
+        reporter.note(f"averaged the tensors of steps {', '.join(map(str, average['steps']))}")
     if world.is_first:
         description = describe(job.tunable, config, job.index.classes, job.inference.to_dict())
         save_adapter(job.tunable, description, folder.adapter)
         verify_adapter(job.tunable, folder.adapter, _probe(job))
         reporter.note(f"adapter saved and loaded back with equal outputs: {folder.adapter}")
+    seconds["adapter"] = time.perf_counter() - begin
+    begin = time.perf_counter()
     scores = {split: _score(job, trainer, split) for split in ("val", "test")}
+    if average is not None:
+        average["best_single"] = _best_single(job, trainer)
+    seconds["final_scores"] = time.perf_counter() - begin
     counts = applied.counts()
     adapter_bytes = world.first(lambda: (folder.adapter / TENSORS).stat().st_size)
     result = {
@@ -157,7 +189,9 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         "steps": progress.step,
         "best_step": progress.best_step,
         "stopped_early": progress.stopped,
+        "average": average,
         "train_seconds": progress.seconds,
+        "seconds": seconds,
         "wait_share": progress.wait_seconds / progress.seconds if progress.seconds else 0.0,
         "images_per_second": progress.images / progress.seconds if progress.seconds else 0.0,
         **trainer.resources,
@@ -181,11 +215,21 @@ def _score(job: Job, trainer: Trainer, split: str) -> dict[str, Any] | None:
     samples = job.samples(split)
     if not samples:
         return None
-    evaluation = trainer.evaluate(split)
+    evaluation = trainer.validator.evaluate(split)
     groups = {sample.case: sample.group for sample in samples}
     if trainer.world.is_first:
         write_counts(job.folder.images(split), ImageCounts.from_tally(evaluation.tally, groups))
     return evaluation.to_dict()
+
+
+def _best_single(job: Job, trainer: Trainer) -> dict[str, Any]:
+    """Scores of the best validation's own tensors, to compare those of the average with."""
+    step = trainer.progress.kept[0]["step"]
+    load_step(job, trainer.world, step)
+    scores = {
+        split: trainer.validator.evaluate(split).scores for split in ("val", "test") if job.samples(split)
+    }
+    return {"step": step, **scores}
 
 
 def _probe(job: Job) -> Tensor:

@@ -1,7 +1,7 @@
 """The folder of a run.
 
     config.yaml      resolved settings            adapter/          the best adapter
-    metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, best.safetensors
+    metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, the best step-N.safetensors
     metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
     tensorboard/     the same as events           data.json         how the data was read, findings
     images_SPLIT.csv counts of each scored image  resources.csv     memory and load, second by second
@@ -67,10 +67,9 @@ class RunFolder:
         """The checkpoint that `--resume` continues from."""
         return self.path / "checkpoints" / "last.pt"
 
-    @property
-    def best(self) -> Path:
-        """Tensors of the best validation so far."""
-        return self.path / "checkpoints" / "best.safetensors"
+    def kept(self, step: int | str) -> Path:
+        """Tensors of a step that is kept: of a best validation, or of the last one."""
+        return self.path / "checkpoints" / f"step-{step}.safetensors"
 
     @property
     def result(self) -> Path:

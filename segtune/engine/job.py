@@ -89,6 +89,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     if config.train.saliency:
         require_two_classes(index.classes.num_classes)
     _check_monitor(config.train.monitor, index)
+    _check_validation(config, index)
     loss = build_loss(config, index.classes, tunable.model)
     place(tunable.model, device)
     crop = config.data.crop
@@ -151,6 +152,24 @@ def _num_steps(train: TrainSettings, batches_per_epoch: int) -> int:
     if train.seconds is not None and train.epochs is None:
         return MOST_STEPS
     return math.ceil((train.epochs or DEFAULT_EPOCHS) * batches_per_epoch / train.accumulate)
+
+
+def _check_validation(config: RunConfig, index: DataIndex) -> None:
+    """Raises UsageError where a setting needs validations and there is nothing to validate on."""
+    if any(sample.mask is not None for sample in index.split("val")):
+        return
+    for name in ("early_stop", "average_best"):
+        value = getattr(config.train, name)
+        if value is not None:
+            all_trained = config.data.train_on == "train+val"
+            raise UsageError(
+                f"train.{name}={value} needs validations, and there are no validation images"
+                + (": data.train_on=train+val trains on them" if all_trained else ""),
+                hint="find the number of steps with data.train_on=train, then train so many (train.steps)"
+                " without it; train.ema averages without validations"
+                if all_trained
+                else "data.val_fraction cuts some from the training images",
+            )
 
 
 def _check_monitor(name: str, index: DataIndex) -> None:

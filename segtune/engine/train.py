@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from segtune.config.run import LOWER_IS_BETTER
 from segtune.data.loading import train_loader
 from segtune.data.prompts import PromptSource
 from segtune.data.schedule import derive_seed
+from segtune.engine.average import MovingAverage
 from segtune.engine.build import learning_rate, takes_proposals
-from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
-from segtune.engine.evaluate import Evaluation, evaluate_samples
+from segtune.engine.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from segtune.engine.failures import is_out_of_memory, not_a_number, out_of_memory
-from segtune.engine.infer import Inference
 from segtune.engine.job import MOST_STEPS, Job
+from segtune.engine.kept import delete_others
 from segtune.engine.log import MetricLog
 from segtune.engine.optim import build_optimizer, rate_factor, set_rate
 from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
+from segtune.engine.shards import gathered, load_optimizer
 from segtune.engine.tensors import write_tensors
+from segtune.engine.validation import Validator
 from segtune.engine.world import World
 from segtune.types import Batch, SegOutput
 
@@ -51,10 +52,15 @@ class Trainer:
         self.folder = job.folder
         self.reporter = reporter
         self.progress = Progress()
+        self.validator = Validator(job, reporter, world)
+        self.average: MovingAverage | None = None
         self.resources: dict[str, Any] = {}
 
-    def run(self) -> None:
+    def run(self, began: float) -> None:
         """Trains from the last checkpoint, or from the start, to the end; nothing where nothing is trained.
+
+        Args:
+            began: moment of `time.perf_counter` at which the start-up of this session began.
 
         Raises:
             TrainingError: the loss is not a number, or memory ran out.
@@ -64,21 +70,33 @@ class Trainer:
         if not applied.parameters():
             self._keep_as_it_is()
             return
+        fabric = self.world.fabric
+        kept = self._restore()
+        self.world.divide(applied)
         optimizer = build_optimizer(
             applied.parameters(),
             self.config.optim,
             learning_rate(self.config, applied),
             applied.rate_factors(),
         )
-        fabric = self.world.fabric
-        self.progress = self._restore(fabric, optimizer)
-        model, optimizer = fabric.setup(job.tunable.model, optimizer)
+        if self.config.train.ema is not None:
+            self.world.require_whole_tensors("train.ema")
+            self.average = MovingAverage(applied.state_dict(), self.config.train.ema)
+        if kept is not None:
+            load_optimizer(optimizer, kept.optimizer)
+            fabric.strategy.precision.load_state_dict(dict(kept.scaler))
+            if self.average is not None:
+                assert kept.average is not None, "a run is resumed with its own settings"
+                self.average.load(kept.average)
+        model, optimizer = self.world.set_up(job.tunable.model, optimizer)
         log = (
             MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
             if self.world.is_first
             else None
         )
         self.reporter.training(self.progress.step, None if job.num_steps == MOST_STEPS else job.num_steps)
+        spent = self.progress.other_seconds
+        spent["start_up"] = spent.get("start_up", 0.0) + time.perf_counter() - began
         try:
             with ResourceMonitor(
                 job.device,
@@ -99,20 +117,21 @@ class Trainer:
         """What a run leaves behind where nothing is trained."""
         if self.world.is_first:
             MetricLog(self.folder, 0, 0).close()
-            write_tensors(self.folder.best, self.job.tunable.applied.state_dict(), {"step": "0"})
+            write_tensors(self.folder.kept(0), self.job.tunable.applied.state_dict(), {"step": "0"})
+        self.progress.kept = [{"step": 0, "score": 0.0}]
         with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:
             self.resources = monitor.snapshot()
 
-    def _restore(self, fabric: Fabric, optimizer: torch.optim.Optimizer) -> Progress:
+    def _restore(self) -> Checkpoint | None:
+        """Progress and trained tensors as they were; returns the rest too."""
         if not self.folder.last.is_file():
-            return Progress()
-        progress, tensors, optimizer_state, scaler = load_checkpoint(self.folder.last)
-        self.job.tunable.applied.load_state_dict(tensors)
-        optimizer.load_state_dict(optimizer_state)
-        fabric.strategy.precision.load_state_dict(scaler)
+            return None
+        kept = load_checkpoint(self.folder.last)
+        self.progress = kept.progress
+        self.job.tunable.applied.load_state_dict(kept.tensors)
         all_steps = "" if self.job.num_steps == MOST_STEPS else f" of {self.job.num_steps}"
-        self.reporter.note(f"continuing behind step {progress.step}{all_steps}")
-        return progress
+        self.reporter.note(f"continuing behind step {self.progress.step}{all_steps}")
+        return kept
 
     def _loop(
         self, fabric: Fabric, model: Any, optimizer: Any, log: MetricLog | None, monitor: ResourceMonitor
@@ -128,6 +147,8 @@ class Trainer:
             # dropout and the like depend on step and process alone, so that resuming repeats them
             torch.manual_seed(derive_seed("step", config.train.seed, progress.step, *self._rank()))
             loss, wait, num_images = self._step(fabric, model, optimizer, batches)
+            if self.average is not None:
+                self.average.update(progress.step + 1)
             now = time.perf_counter()
             progress.step += 1
             progress.images += num_images
@@ -146,12 +167,15 @@ class Trainer:
                 log.write("train", values)
             self.reporter.step(values)
             if self._epoch_ends(config.train.validate_every):
-                self._validate(log, {**monitor.snapshot(), "train_loss": loss})
+                with progress.timed("validation"), self.world.whole():
+                    self._validate(log, {**monitor.snapshot(), "train_loss": loss})
                 model.train()
-            if log is not None and self._checkpoint_due():
-                progress.log_bytes = log.num_bytes
+            if self._checkpoint_due():
+                if log is not None:
+                    progress.log_bytes = log.num_bytes
                 progress.peak_process_bytes = monitor.peak_process_bytes
-                self._checkpoint(fabric, optimizer)
+                with progress.timed("checkpoints"):
+                    self._checkpoint(fabric, optimizer)
             begin = time.perf_counter()
 
     def _rank(self) -> tuple[int, ...]:
@@ -223,6 +247,7 @@ class Trainer:
                 fabric.backward(loss / accumulate)
             total += mean.item() / accumulate
             num_images += len(batch.names) * self.world.size
+        self.world.average_gradients()
         if self.config.optim.clip is not None:
             norm = fabric.clip_gradients(
                 model, optimizer, max_norm=self.config.optim.clip, error_if_nonfinite=False
@@ -255,67 +280,28 @@ class Trainer:
 
     def _checkpoint_due(self) -> bool:
         step, every = self.progress.step, self.config.train.checkpoint_every
+        is_last = self._is_over() or self.progress.stopped
         if every is not None:
-            return step % every == 0 or self._is_over()
-        return self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
+            return step % every == 0 or is_last
+        return is_last or self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
-        save_checkpoint(
-            self.folder.last,
-            self.progress,
-            self.job.tunable.applied.state_dict(),
-            optimizer.state_dict(),
-            fabric.strategy.precision.state_dict(),
-        )
+        state = gathered(optimizer.state_dict())
+        with self.world.whole():
+            if self.world.is_first:
+                save_checkpoint(
+                    self.folder.last,
+                    Checkpoint(
+                        progress=self.progress,
+                        tensors=self.job.tunable.applied.state_dict(),
+                        optimizer=state,
+                        scaler=fabric.strategy.precision.state_dict(),
+                        average=None if self.average is None else self.average.tensors,
+                    ),
+                )
+                delete_others(self.folder, self.progress)
 
     def _validate(self, log: MetricLog | None, extra: dict[str, Any]) -> None:
-        progress = self.progress
-        values: dict[str, Any] = {"step": progress.step, "epoch": self._epoch()}
-        best = True
-        if self.job.samples("val"):
-            evaluation = self.evaluate("val")
-            values.update(evaluation.scores)
-            monitor = self.config.train.monitor
-            score = evaluation.scores.get(monitor, math.nan)
-            score = -score if monitor in LOWER_IS_BETTER else score
-            # a class may be absent from every prediction: no number is worse than any number
-            score = -math.inf if math.isnan(score) else score
-            best = progress.best_score is None or score > progress.best_score
-            if best:
-                progress.best_score, progress.best_step = score, progress.step
-            progress.stale = 0 if best else progress.stale + 1
-            patience = self.config.train.early_stop
-            progress.stopped = patience is not None and progress.stale >= patience
-        else:
-            progress.best_step = progress.step
-        if best and log is not None:
-            write_tensors(
-                self.folder.best, self.job.tunable.applied.state_dict(), {"step": str(progress.step)}
-            )
-        values.update({**extra, "seconds": progress.seconds, "best": best})
-        progress.validations.append(values)
-        if log is not None:
-            log.write("val", values)
-            log.write_table(progress.validations)
-        self.reporter.validated(values)
-
-    def _evaluation_batch(self) -> int:
-        """As many whole images as have no more pixels than a training batch."""
-        crop, largest = self.job.estimate.size, max(h * w for h, w in self.job.check.image_sizes)
-        return max(1, self.config.train.batch_size * crop[0] * crop[1] // largest)
-
-    def evaluate(self, split: str) -> Evaluation:
-        """Scores the model as it is on a split."""
-        self.job.tunable.model.eval()
-        inference = Inference(self.job.tunable.model, self.job.inference)
-        return evaluate_samples(
-            inference,
-            self.job.index,
-            self.job.samples(split),
-            self.config.data,
-            split=split,
-            batch_size=self._evaluation_batch(),
-            saliency=self.config.train.saliency,
-            progress=self.reporter.evaluating,
-            world=self.world,
-        )
+        with nullcontext() if self.average is None else self.average.in_place():
+            values = {"step": self.progress.step, "epoch": self._epoch()}
+            self.validator.run(self.progress, values, extra, log)

@@ -8,17 +8,23 @@ and writes. The data's folder and the run's folder must be seen by all of them u
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
 from segtune.config.run import RunConfig
 from segtune.engine.build import choose_device, choose_precision
 from segtune.errors import SegtuneError, UsageError
+
+if TYPE_CHECKING:
+    from segtune.engine.shards import Shards
+    from segtune.methods.apply import Applied
 
 T = TypeVar("T")
 
@@ -34,6 +40,7 @@ class World:
         self.fabric = fabric
         self.rank = fabric.global_rank
         self.size = fabric.world_size
+        self.shards: Shards | None = None
 
     @property
     def is_first(self) -> bool:
@@ -73,6 +80,12 @@ class World:
         place = {name: number for number, name in enumerate(dict.fromkeys(map(key, items)))}
         return [item for item in items if place[key(item)] % self.size == self.rank]
 
+    def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives tensors, in every process, the values that they have in the first one."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over processes of a scalar, without gradient."""
         if self.size == 1:
@@ -80,12 +93,46 @@ class World:
         reduced: torch.Tensor = self.fabric.all_reduce(value.detach(), reduce_op="mean")  # type: ignore[assignment]
         return reduced
 
+    def divide(self, applied: Applied) -> None:
+        """Divides the model among the processes, where the run asks for it; its tensors are others then."""
+        strategy = self.fabric.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            from segtune.engine.shards import Shards
+
+            self.shards = Shards(applied, strategy.device_mesh["data_parallel"])
+
+    def set_up(self, model: Any, optimizer: Any) -> tuple[Any, Any]:
+        """The model and its optimiser as the processes train them together."""
+        if self.shards is None:
+            wrapped: tuple[Any, Any] = self.fabric.setup(model, optimizer)
+            return wrapped
+        return self.fabric.setup_module(model, move_to_device=False), self.fabric.setup_optimizers(optimizer)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it every process has the whole model, to score it or to save it; it is not trained there."""
+        return nullcontext() if self.shards is None else self.shards.whole()
+
+    def require_whole_tensors(self, setting: str) -> None:
+        """Raises UsageError where what is trained is divided among the processes."""
+        if self.shards is not None and self.shards.trained_too:
+            raise UsageError(
+                f"{setting} needs whole tensors, and train.strategy=fsdp divides those of a model that is"
+                " trained as a whole",
+                hint="train.average_best averages too; or train.strategy=ddp, or a method that trains less",
+            )
+
+    def average_gradients(self) -> None:
+        """Called before an optimiser's step."""
+        if self.shards is not None:
+            self.shards.average_gradients()
+
 
 def join_world(config: RunConfig) -> World:
     """Sets up the processes that the settings ask for; where they are started here, this starts them.
 
     Raises:
-        UsageError: the batch cannot be divided, or there are fewer GPUs than asked for.
+        UsageError: the batch cannot be divided, there are fewer GPUs than asked for, or the strategy does not
+            fit.
     """
     train = config.train
     device = choose_device(train.accelerator)
@@ -94,6 +141,16 @@ def join_world(config: RunConfig) -> World:
     ]
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     size = train.devices * train.num_nodes
+    if train.strategy == "fsdp" and size == 1:
+        raise UsageError(
+            "train.strategy=fsdp divides a model among processes, and there is one",
+            hint="train.devices=2, or leave train.strategy out",
+        )
+    if train.strategy == "fsdp" and precision == "16-mixed":
+        raise UsageError(
+            "train.strategy=fsdp does not scale gradients, which half precision needs",
+            hint="train.precision=bf16, or 32 where the GPU has no bf16",
+        )
     if size == 1:
         return World(Fabric(accelerator=device.type, devices=1, precision=precision))
     if train.batch_size % size:
@@ -106,14 +163,25 @@ def join_world(config: RunConfig) -> World:
             f"train.devices={train.devices}, and this machine has {torch.cuda.device_count()} GPUs",
             hint="train.devices is the number on each machine",
         )
-    # which prompts a batch holds decides which parameters take part
-    searches = getattr(config.model_settings, "prompts", "none") != "none"
+    strategy: DDPStrategy | ModelParallelStrategy
+    if train.strategy == "fsdp":
+        strategy = ModelParallelStrategy(
+            lambda model, mesh: model, data_parallel_size=size, tensor_parallel_size=1
+        )  # dividing is done before the optimiser is built: `World.divide`
+    else:
+        strategy = _ddp(config)
     fabric = Fabric(
         accelerator=device.type,
         devices=train.devices,
         num_nodes=train.num_nodes,
         precision=precision,
-        strategy=DDPStrategy(find_unused_parameters=searches),
+        strategy=strategy,
     )
     fabric.launch()
     return World(fabric)
+
+
+def _ddp(config: RunConfig) -> DDPStrategy:
+    # which prompts a batch holds decides which parameters take part
+    searches = getattr(config.model_settings, "prompts", "none") != "none"
+    return DDPStrategy(find_unused_parameters=searches)

@@ -136,6 +136,8 @@ class AdaptedWeight(Adapted):
         weight = self._parameters["weight"]
         assert weight is not None
         effective: Tensor = weight
+        if hasattr(weight, "full_tensor"):  # a shard: read by what shards it, nobody computes with it
+            return effective
         for operation in self.operations():
             if operation.changes_weight:
                 effective = operation.weight(effective)
@@ -147,6 +149,8 @@ class AdaptedWeight(Adapted):
         if "bias" not in self._parameters:
             raise AttributeError(f"{type(self).__name__} has no bias")
         effective: Tensor | None = self._parameters["bias"]
+        if hasattr(effective, "full_tensor"):
+            return effective
         for operation in self.operations():
             if operation.changes_weight:
                 effective = operation.bias(effective)

@@ -8,7 +8,7 @@ be undone and so that ownership is known by object, never by a parameter's name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -268,6 +268,14 @@ class Host:
         if tensor not in self.owned:
             original = tensor.detach().to("cpu", copy=True) if self.keep_originals else None
             self.owned[tensor] = Owned(tensor, role, original)
+
+    def rebind(self, owned: Mapping[str, Owned]) -> None:
+        """Owns, under each of these state-dict keys, the tensor that the model now has there."""
+        now = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        self.owned = {}
+        for name, entry in owned.items():
+            entry.tensor = now[name]
+            self.owned[entry.tensor] = entry
 
     def undo(self) -> None:
         """Takes back everything that was done, the last thing first."""

@@ -55,7 +55,7 @@ def validation_curves(runs: Sequence[RunRecord]) -> Figure | None:
             train = [line["train_miou"] for line in run.validations]
             axes[0].plot(epochs, train, color=style["color"], linewidth=0.8, marker=".", markersize=4)
         axes[1].plot(epochs, [line["cross_entropy"] for line in run.validations], **style)
-    axes[0].set_ylabel("mIoU; thin with dots: training crops")
+    axes[0].set_ylabel("mIoU; thin with dots: training images")
     axes[1].set_ylabel("validation cross entropy")
     for axis in axes:
         axis.set_xlabel("epoch")

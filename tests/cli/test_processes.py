@@ -19,6 +19,8 @@ SETTINGS = {
     "train.batch_size": 4,
     "train.steps": 6,
     "train.validate_every": 1,
+    "train.ema": 0.9,
+    "train.average_best": 2,
 }
 MODULE = [sys.executable, "-m", "segtune"]
 TORCHRUN = [
@@ -49,12 +51,16 @@ def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return fit(images, tmp_path_factory.mktemp("alone") / "run")
 
 
-@pytest.mark.parametrize("starter", [MODULE, TORCHRUN], ids=["by itself", "torchrun"])
+@pytest.mark.parametrize(
+    ("starter", "strategy"),
+    [(MODULE, "ddp"), (TORCHRUN, "ddp"), (MODULE, "fsdp")],
+    ids=["by itself", "torchrun", "fsdp"],
+)
 def test_two_processes_score_as_one(
-    alone: dict[str, Any], images: Path, tmp_path: Path, starter: list[str], segtune: Command
+    alone: dict[str, Any], images: Path, tmp_path: Path, starter: list[str], strategy: str, segtune: Command
 ) -> None:
     run = tmp_path / "run"
-    both = fit(images, run, starter, train__devices=2)
+    both = fit(images, run, starter, train__devices=2, train__strategy=strategy)
     assert both["processes"] == 2 and alone["processes"] == 1
     for split in ("val", "test"):
         assert both[split]["num_images"] == alone[split]["num_images"]
@@ -77,3 +83,18 @@ def test_a_batch_that_cannot_be_divided_is_refused(images: Path, segtune: Comman
     assert done.code == 2 and "cannot be divided among 2 processes" in done.err
     done = segtune("fit", images, *words)
     assert done.code == 2 and "several processes need the run's folder" in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "and there is one"),
+        ({"train.devices": 2, "train.batch_size": 3}, "cannot be divided among 2 processes"),
+    ],
+)
+def test_dividing_needs_processes(
+    images: Path, segtune: Command, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    words = set_options({**TINY, "train.strategy": "fsdp", **given})
+    done = segtune("fit", images, "--model", "unet", "--method", "lora", *words, "--out", tmp_path / "run")
+    assert done.code == 2 and message in done.err

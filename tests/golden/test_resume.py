@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segtune.engine import train, validation
 from segtune.engine.checkpoint import load_checkpoint
 from segtune.engine.fit import fit
 from segtune.engine.train import Trainer
@@ -27,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "optim.learning_rate": 0.01,
     "data.colour": 0.3,
 }
-UNTIMED = ("step", "epoch", "loss", "learning_rate", "train_loss", "miou", "cross_entropy", "best")
+TIMED = ("seconds", "wait_seconds", "images_per_second", "peak_process_bytes")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def config(data: Path, **changes: Any) -> Any:
 
 def numbers(run: Path) -> list[dict[str, Any]]:
     """Every logged line without times and memory."""
-    return [{k: v for k, v in line.items() if k in ("kind", *UNTIMED)} for line in log_lines(run)]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in log_lines(run)]
 
 
 def assert_equal_runs(run: Path, other: Path) -> None:
@@ -89,7 +90,7 @@ def test_killed_in_the_middle_of_an_epoch(data: Path, straight: Path, tmp_path: 
     _, log = killed.communicate(timeout=500)
     assert killed.returncode == -signal.SIGKILL, log
     assert not (run / "adapter").exists()
-    assert load_checkpoint(run / "checkpoints" / "last.pt")[0].step == 4
+    assert load_checkpoint(run / "checkpoints" / "last.pt").progress.step == 4
     resumed = python_process("-m", "segtune", "fit", "--out", str(run), "--resume")
     _, log = resumed.communicate(timeout=500)
     assert resumed.returncode == 0, log
@@ -134,8 +135,7 @@ def test_stopped_while_writing(
     with monkeypatch.context() as patch:
         name = {"checkpoint": "save_checkpoint", "validation": "write_tensors"}.get(stage)
         if name is not None:
-            import segtune.engine.train as module
-
+            module = train if stage == "checkpoint" else validation
             original = getattr(module, name)
             patch.setattr(module, name, lambda *a: (interrupt(), original(*a))[1])
         else:

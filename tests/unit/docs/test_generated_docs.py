@@ -1,3 +1,5 @@
+"""The generated pages are those of the code."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -5,20 +7,40 @@ import subprocess
 import sys
 from pathlib import Path
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "generate_docs.py"
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[3] / "tools"
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("generate_docs", TOOL)
+def load_tool(name="generate_docs"):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_method_pages_are_those_of_the_method_files():
+def test_the_pages_of_components_are_those_of_their_files():
     tool = load_tool()
-    committed = {path.name: path.read_text(encoding="utf-8") for path in tool.FOLDER.glob("*.md")}
+    committed = {p.relative_to(tool.FOLDER).as_posix(): p.read_text(encoding="utf-8") for p in tool.written()}
     assert committed == tool.render(), "run `make docs`"
+
+
+def test_the_page_of_python_is_that_of_the_docstrings():
+    tool = load_tool("generate_python_docs")
+    assert tool.TARGET.read_text(encoding="utf-8") == tool.page(), "run `make docs`"
+
+
+def test_every_component_has_its_place_on_a_page():
+    tool = load_tool()
+    pages = tool.render()
+    for registry, page in (
+        (tool.METHODS, "methods/README.md"),
+        (tool.MODELS, "models/README.md"),
+        (tool.LOSSES, "losses.md"),
+        (tool.METRICS, "metrics.md"),
+        (tool.SALIENCY, "metrics.md"),
+    ):
+        assert [name for name in registry if f"`{name}" not in pages[page]] == []
 
 
 def test_every_method_documents_itself_under_the_fixed_headings():
@@ -34,7 +56,10 @@ def test_every_method_documents_itself_under_the_fixed_headings():
         assert headings[4:] in ([], ["Source"]), name
 
 
-def test_writing_the_pages_needs_no_torch():
-    script = f"import runpy, sys; runpy.run_path({str(TOOL)!r}); print('torch' in sys.modules)"
+@pytest.mark.parametrize("name", ["generate_docs", "generate_python_docs"])
+def test_writing_the_pages_needs_no_torch(name):
+    script = (
+        f"import runpy, sys; runpy.run_path({str(TOOLS / name)!r} + '.py'); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

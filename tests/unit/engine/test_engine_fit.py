@@ -16,6 +16,7 @@ from segtune.engine.fit import fit
 from segtune.engine.run import load_run
 from segtune.engine.session import evaluate_run
 from segtune.engine.train import Trainer
+from segtune.engine.validation import Validator
 from segtune.errors import DataError, NoSiteError, SegtuneError, SettingsError, TrainingError, UsageError
 from tests.support import log_lines, make_config, make_data
 
@@ -71,14 +72,14 @@ def test_early_stopping_keeps_the_best(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.2, 0.5, 0.4, math.nan, 0.9])
-    evaluate = Trainer.evaluate
+    evaluate = Validator.evaluate
 
-    def fake(self: Trainer, split: str) -> Any:
+    def fake(self: Validator, split: str) -> Any:
         result = evaluate(self, split)
         result.scores["miou"] = next(scores, 0.0)
         return result
 
-    monkeypatch.setattr(Trainer, "evaluate", fake)
+    monkeypatch.setattr(Validator, "evaluate", fake)
     config = make_config(tiny_data, method="head", train__epochs=9, train__batch_size=8, train__early_stop=2)
     result = fit(config, tmp_path / "run").result
     assert result["stopped_early"]
@@ -89,14 +90,14 @@ def test_no_number_is_never_the_best(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([math.nan, 0.1, math.nan, 0.05])
-    evaluate = Trainer.evaluate
+    evaluate = Validator.evaluate
 
-    def fake(self: Trainer, split: str) -> Any:
+    def fake(self: Validator, split: str) -> Any:
         result = evaluate(self, split)
         result.scores["miou"] = next(scores, 0.0)
         return result
 
-    monkeypatch.setattr(Trainer, "evaluate", fake)
+    monkeypatch.setattr(Validator, "evaluate", fake)
     config = make_config(tiny_data, method="head", train__epochs=4, train__batch_size=8)
     assert fit(config, tmp_path / "run").result["best_step"] == 2
 

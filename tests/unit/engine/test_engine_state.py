@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from segtune.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from segtune.engine.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from segtune.engine.folder import RunFolder, require_run
 from segtune.engine.log import MetricLog
 from segtune.engine.resources import ResourceMonitor
@@ -32,13 +32,23 @@ def test_checkpoints_come_back(tmp_path: Path) -> None:
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     path = tmp_path / "last.pt"
-    save_checkpoint(path, progress, layer.state_dict(), optimizer.state_dict(), {"scale": 2.0})
-    back, tensors, state, scaler = load_checkpoint(path)
-    assert back == progress
-    assert all(torch.equal(tensors[k], v) for k, v in layer.state_dict().items())
-    assert scaler == {"scale": 2.0}
-    assert state["param_groups"] == optimizer.state_dict()["param_groups"]
-    assert torch.equal(state["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    average = {name: tensor / 2 for name, tensor in layer.state_dict().items()}
+    kept = Checkpoint(
+        progress=progress,
+        tensors=layer.state_dict(),
+        optimizer=optimizer.state_dict(),
+        scaler={"scale": 2.0},
+        average=average,
+    )
+    save_checkpoint(path, kept)
+    back = load_checkpoint(path)
+    assert back.progress == progress
+    assert all(torch.equal(back.tensors[k], v) for k, v in layer.state_dict().items())
+    assert back.average is not None and all(torch.equal(back.average[k], v) for k, v in average.items())
+    assert back.scaler == {"scale": 2.0}
+    state = optimizer.state_dict()
+    assert back.optimizer["param_groups"] == state["param_groups"]
+    assert torch.equal(back.optimizer["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
 
 
 class Evil:
@@ -50,7 +60,8 @@ class Evil:
 def test_damaged_checkpoints(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "last.pt"
-    save_checkpoint(path, Progress(step=1), {"a": torch.ones(100)}, {}, {})
+    tensors = {"a": torch.ones(100)}
+    save_checkpoint(path, Checkpoint(progress=Progress(step=1), tensors=tensors, optimizer={}, scaler={}))
     content = path.read_bytes()
     if damage == "other":
         torch.save({"progress": {"stp": 1}, "tensors": {}}, path)

@@ -300,8 +300,9 @@ def label_noise(data: dict[str, Any]) -> list[str]:
     return [
         "## Wrong masks that a run finds",
         "",
-        f"CamVid at 120 x 160 pixels with masks made wrong on purpose; a small U-Net of {data['steps']} steps on"
-        f" these masks (val mIoU {data['val']['miou']:.4f}), one run. `benchmarks/label_noise.py`",
+        "CamVid at 120 x 160 pixels with masks made wrong on purpose; a small U-Net of"
+        f" {data['steps']} steps on these masks (val mIoU {data['val']['miou']:.4f}), one run."
+        " `benchmarks/label_noise.py`",
         "",
         *table(("split (images)", *ways, "sound ones listed"), rows),
     ]
@@ -329,15 +330,16 @@ def loading(data: dict[str, Any]) -> list[str]:
     return [
         "## Reading training samples",
         "",
-        f"{data['num_images']} generated images of {data['side']} x {data['side']} pixels with masks (NIfTI: slices"
-        f" of 192 x 192), crops of {data['crop'][0]} x {data['crop'][1]}; medians of {data['rounds']} rounds in turn,"
-        " lowest and highest in brackets. The ratio is to PNG without workers in the same round; processor"
-        f" milliseconds are for an image, workers included. On disk: {sizes}. `benchmarks/loading.py`",
+        f"{data['num_images']} generated images of {data['side']} x {data['side']} pixels with masks (NIfTI:"
+        f" slices of 192 x 192), crops of {data['crop'][0]} x {data['crop'][1]}; medians of {data['rounds']}"
+        " rounds, lowest and highest in brackets. The ratio is to PNG without workers in the same round;"
+        f" processor milliseconds are for an image, workers included. On disk: {sizes}."
+        " `benchmarks/loading.py`",
         "",
         *table(("images", "workers", "images/s", "ratio", "processor ms"), rows),
         "",
-        f"Share of {data['training']['train.steps']} training steps of a small U-Net spent waiting for batches, one"
-        " run each:",
+        f"Share of {data['training']['train.steps']} training steps of a small U-Net spent waiting for"
+        " batches, one run each:",
         "",
         *table(("images", "workers", "waiting"), waits),
     ]

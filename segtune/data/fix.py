@@ -149,10 +149,10 @@ def _repeated(report: CheckReport, settings: DataSettings, plan: _Plan) -> dict[
             best = max(first, key=lambda split: SPLITS.index(split) if split in SPLITS else -1)
             pairs += [(one, first[best]) for split, one in first.items() if split != best]
         for out, stays in pairs:
-            masks = [plan.index.reader.mask(one.sample) for one in (out, stays)]
+            masks = plan.index.reader.mask(out.sample), plan.index.reader.mask(stays.sample)
             name = stays.sample.image.relative_to(report.root).as_posix()
             reasons[out.sample.name] = f"the same image as {name} ({stays.sample.split})" + (
-                "" if np.array_equal(*masks) else "; THEIR MASKS DIFFER"
+                "" if np.array_equal(masks[0], masks[1]) else "; THEIR MASKS DIFFER"
             )
     return reasons
 

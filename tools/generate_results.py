@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe_results import describe, origin
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
 TARGET = REPOSITORY / "docs" / "results.md"
@@ -45,6 +47,12 @@ def page() -> str:
             said = source.with_suffix(".md")
             if said.is_file():
                 parts += ["", said.read_text(encoding="utf-8").strip()]
+    parts += ["", "## Recipes", "", RECIPES]
+    for source in sorted(BENCHMARKS.glob("recipe_*.json")):
+        parts += ["", *recipe(json.loads(source.read_text(encoding="utf-8")))]
+        said = source.with_suffix(".md")
+        if said.is_file():
+            parts += ["", said.read_text(encoding="utf-8").strip()]
     return "\n".join(parts) + "\n"
 
 
@@ -58,6 +66,15 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
     """Mean and standard deviation of a sample."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def recipe(data: dict[str, Any]) -> list[str]:
+    """What came out of a recipe's commands."""
+    lines = [f"### {data['recipe']}", "", f"{data['title']}. {origin(data)}"]
+    for line, rows in describe(data):
+        lines += ["", line] if line else []
+        lines += ["", *table(rows[0], rows[1:])]
+    return lines
 
 
 def camvid_dusk(data: dict[str, Any]) -> list[str]:
@@ -271,22 +288,23 @@ def raster_memory(data: dict[str, Any]) -> list[str]:
 
 
 def sharding(data: dict[str, Any]) -> list[str]:
-    """Peak memory of two processes with the whole model in each, or divided."""
+    """Memory of each of two processes with the whole model in each, or divided."""
     rows = [
         (
             f"{row['method']}, {row['strategy']}",
-            f"{row['peak_bytes'] / 2**30:.2f}",
+            *(f"{row[f'{name}_bytes'] / 2**20:,.0f}" for name in ("before", "peak", "rest")),
             f"{row['losses'][-1]:.6f}",
         )
         for row in data["rows"]
     ]
+    header = ("method, strategy", "before MiB", "peak of a step MiB", "between steps MiB", "loss of step 2")
     return [
         "## A model divided between two processes",
         "",
-        f"SAM ViT-B, random weights, images of {data['size']} x {data['size']}, two steps by two processes on"
-        " a processor; memory is that of both. `benchmarks/sharding.py`",
+        f"SAM ViT-B, random weights, one image of {data['size']} x {data['size']} for each of two processes"
+        ' on a processor; memory of one of them, "before" with its packages loaded. `benchmarks/sharding.py`',
         "",
-        *table(("method, strategy", "peak GiB", "loss of step 2"), rows),
+        *table(header, rows),
     ]
 
 
@@ -344,6 +362,11 @@ def loading(data: dict[str, Any]) -> list[str]:
         *table(("images", "workers", "waiting"), waits),
     ]
 
+
+RECIPES = """\
+The small forms of published systems ([recipes](recipes.md)): every part of them runs; the networks are small
+and were trained from random weights here, so that the scores say nothing about the papers'. Written by
+`tools/record_recipe.py`; other programs ran on the machine, so minutes are rough."""
 
 SECTIONS = {
     "sam_methods": sam_methods,

@@ -48,7 +48,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     commands = [(line, fill(line, folders)[1:]) for line in recipe.command]
     for line, words in commands:
-        run(line, words, out)
+        run(line, expand(words), out)
     BENCHMARKS.mkdir(exist_ok=True)
     target = BENCHMARKS / f"recipe_{arguments.name}.json"
     write_json(target, record(arguments.name, recipe, commands, out))
@@ -76,6 +76,16 @@ def run(line: str, words: list[str], out: Path) -> None:
     else:
         subprocess.run(command, check=True)
     note(out, line, processor_seconds() - before)
+
+
+def expand(words: list[str]) -> list[str]:
+    """Words with the paths that stand for them, as a shell does it."""
+    found = []
+    for word in words:
+        path = Path(word)
+        matches = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+        found += [str(match) for match in matches] or [word]
+    return found
 
 
 def option(words: list[str], name: str) -> Path | None:

@@ -12,7 +12,12 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 @click.command("attention")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Default: RUN/attention, where reports look.",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -26,7 +31,7 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 def command(
     run: Path,
     images: tuple[Path, ...],
-    out: Path,
+    out: Path | None,
     limit: int,
     weights: str | None,
     assignments: tuple[str, ...],
@@ -37,13 +42,14 @@ def command(
     FOLDER gets attention.json, attention.csv and attention.png: mean attention distances, in pixels,
     of every head of every block, for the base and for the tuned model.
     """
-    from segtune.engine.folder import require_run
+    from segtune.engine.folder import RunFolder, require_run
     from segtune.errors import UsageError
 
     require_run(run)
     for path in images:
         if not path.exists():
             raise UsageError(f"there is no file or folder {path}", hint="check the path")
+    out = out or RunFolder(run).attention
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", hint="give a folder with --out")
     settings = assignments_to_settings(assignments)

@@ -85,18 +85,36 @@ class TrainSettings(Settings):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; default: every epoch and at least every 500 steps"
     )
+    cache: Literal["off", "prefix"] = Field(
+        "off",
+        description="prefix: what is frozen before the first trained layer is computed once for each image",
+    )
+    cache_precision: Literal["run", "bf16"] = Field(
+        "run", description="what the cache keeps: activations as they are, or in half the space"
+    )
+    cache_views: int | None = Field(
+        None, ge=1, description="with the cache: each image has so many augmented views, which repeat"
+    )
+    cache_limit: float = Field(20.0, gt=0, description="GiB of the folder of all caches of activations")
 
     @model_validator(mode="before")
     @classmethod
-    def _precision_as_text(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("precision"), int):
-            return {**values, "precision": str(values["precision"])}
+    def _as_text(cls, values: Any) -> Any:
+        """YAML reads 32 as a number and off as False."""
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("precision"), int):
+            values = {**values, "precision": str(values["precision"])}
+        if values.get("cache") is False:
+            values = {**values, "cache": "off"}
         return values
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("train.epochs and train.steps exclude each other")
+        if self.cache_views is not None and self.cache == "off":
+            raise ValueError("train.cache_views is for train.cache=prefix")
         return self
 
 

@@ -99,6 +99,7 @@ class TrainDataset(Dataset[LoadedSample]):
         transform: turns arrays into a training sample.
         seed: of the run.
         prompts: draws the prompts of each sample, for models that take them.
+        views: augmented views of each sample, those of the first epochs, which repeat; None: ever new.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class TrainDataset(Dataset[LoadedSample]):
         transform: TrainTransform,
         seed: int,
         prompts: PromptSource | None = None,
+        views: int | None = None,
     ) -> None:
-        self.index = index
+        self.index, self.views = index, views
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
@@ -120,6 +122,7 @@ class TrainDataset(Dataset[LoadedSample]):
 
     def __getitem__(self, key: Key) -> LoadedSample:
         epoch, position = key
+        epoch = epoch % self.views if self.views else epoch
         sample = self.samples[position]
         image, mask = _read(self.index, sample)
         marked = mask if self.prompts is None else self.prompts.marked(self.index.reader, sample, mask)
@@ -247,6 +250,7 @@ def train_loader(
     crop: Size | None,
     prompts: PromptSource | None = None,
     part: tuple[int, int] = (0, 1),
+    views: int | None = None,
 ) -> DataLoader[Batch]:
     """Batches of the split "train", from any step of the run on.
 
@@ -260,6 +264,7 @@ def train_loader(
         crop: height, width in pixels of every sample; None for whole images.
         prompts: draws the prompts of each sample, for models that take them.
         part: number of this process and of all; each gets its own samples of every batch.
+        views: as for `TrainDataset`.
 
     Returns:
         Yields `num_steps` batches, the same for any number of workers.
@@ -287,7 +292,7 @@ def train_loader(
         part=part,
     )
     return _Loader(
-        _Deferred(TrainDataset(index, samples, transform, seed, prompts)),
+        _Deferred(TrainDataset(index, samples, transform, seed, prompts, views)),
         batch_sampler=schedule,
         collate_fn=_collate_deferred,
         num_workers=settings.workers,

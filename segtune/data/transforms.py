@@ -100,6 +100,26 @@ def resolve_crop(sizes: Iterable[Size], multiple: int) -> Size:
     return height, width
 
 
+def num_views(settings: DataSettings, crop: Size | None, sizes: Iterable[Size]) -> int | None:
+    """How many different training samples an image can become; None where there is no such number.
+
+    Args:
+        settings: sizes and strengths.
+        crop: height, width in pixels of every sample; None for whole images.
+        sizes: height, width of every image, in pixels.
+    """
+    low, high = settings.scale
+    if low != high or settings.colour or settings.rand_augment:
+        return None
+    if crop is not None:
+        window = _scaled(crop, 1 / low)
+        for size in sizes if settings.resize is None else [settings.resize]:
+            if size[0] > window[0] or size[1] > window[1]:
+                return None
+    flips = (settings.horizontal_flip, settings.vertical_flip)
+    return int(np.prod([2 if 0 < probability < 1 else 1 for probability in flips]))
+
+
 class TrainTransform:
     """Turns the arrays of a sample into a training sample, anew at each call.
 

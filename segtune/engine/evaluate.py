@@ -100,7 +100,9 @@ def evaluate_samples(
     prompts = PromptSource(settings, prompted, classes.ignore_index) if prompted else None
     surprise, pixels = 0.0, 0
     done = 0
-    for batch in _equal_sizes(eval_loader(index, own, settings, prompts), batch_size):
+    # of fewer images than processes, some get none
+    loaded = eval_loader(index, own, settings, prompts) if own else ()
+    for batch in _equal_sizes(loaded, batch_size):
         probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
         predictions = probabilities.argmax(dim=1)
         masks = batch.masks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def _announce(job: Job, reporter: Reporter) -> None:
         f" images of {estimate.size[0]}x{estimate.size[1]} pixels in {job.precision} on {job.device}",
         *memory_advice(config.method, estimate),
         *_prompt_notes(job),
+        *([job.cache_note] if job.cache_note else []),
         *_ending_notes(job),
     )
 
@@ -195,6 +196,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         "wait_share": progress.wait_seconds / progress.seconds if progress.seconds else 0.0,
         "images_per_second": progress.images / progress.seconds if progress.seconds else 0.0,
         **trainer.resources,
+        "cache": None if job.cache is None else asdict(job.cache.counts),
         "estimated_step_bytes": job.estimate.total,
         "device": job.device.type,
         "processes": world.size,

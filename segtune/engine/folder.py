@@ -5,6 +5,7 @@
     metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
     tensorboard/     the same as events           data.json         how the data was read, findings
     images_SPLIT.csv counts of each scored image  resources.csv     memory and load, second by second
+    attention/       mean attention distances, once measured
 
 Nothing here imports torch, so that a wrong path is answered at once.
 """
@@ -84,6 +85,11 @@ class RunFolder:
     def data(self) -> Path:
         """How the data was read and what was found in it."""
         return self.path / "data.json"
+
+    @property
+    def attention(self) -> Path:
+        """What `segtune attention` has measured."""
+        return self.path / "attention"
 
     def claim(self, *, resume: bool) -> None:
         """Makes sure that a run may write here.

@@ -18,6 +18,7 @@ from torch import Tensor
 from segtune.data.settings import DataSettings
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
+from segtune.engine.prefix_cache import PrefixCache
 from segtune.engine.prompts import mirror_prompts, scale_prompts, to_device
 from segtune.errors import TrainingError, UsageError
 from segtune.models.base import SegModel
@@ -91,13 +92,17 @@ class Inference:
     Args:
         model: in eval mode, on its device.
         settings: how images are fed.
+        cache: of what the model's frozen sections give.
 
     Raises:
         UsageError: windows for a model that is prompted.
     """
 
-    def __init__(self, model: SegModel, settings: InferenceSettings) -> None:
+    def __init__(
+        self, model: SegModel, settings: InferenceSettings, cache: PrefixCache | None = None
+    ) -> None:
         require_whole_images(model, settings)
+        self.cache = cache
         self.model = model
         self.settings = settings
         self.device = next(model.parameters()).device
@@ -189,7 +194,8 @@ class Inference:
         precision = self.settings.precision
         dtype = torch.float16 if precision == "16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "32"):
-            logits: Tensor = self.model(images, prompts=prompts).logits
+            cut = None if self.cache is None else self.cache(images)
+            logits: Tensor = self.model(images, prompts=prompts, cut=cut).logits
         return logits.float().softmax(dim=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ from segtune.engine.cost import MemoryEstimate, estimate_memory
 from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings, require_whole_images
+from segtune.engine.prefix_cache import PrefixCache
+from segtune.engine.prefix_plan import build_cache, plan_cache
 from segtune.engine.volumes import recipe_of
 from segtune.errors import UsageError
 from segtune.metrics import SALIENCY, VOLUME_METRICS
@@ -52,6 +55,9 @@ class Job:
     estimate: MemoryEstimate
     inference: InferenceSettings
     batches_per_epoch: int
+    cache: PrefixCache | None
+    """Of what the frozen sections give; None without `train.cache`."""
+    cache_note: str
     num_steps: int
     """Optimiser steps of the whole run; each takes `train.accumulate` batches."""
 
@@ -96,17 +102,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     if crop == "auto":
         resize = config.data.resize
         crop = resolve_crop(check.image_sizes if resize is None else [resize], spec.multiple)
-    if (
-        crop is None
-        and config.data.resize is None
-        and config.train.batch_size > 1
-        and len(check.image_sizes) > 1
-    ):
-        raise UsageError(
-            f"data.crop=null with train.batch_size={config.train.batch_size}: images of"
-            f" {len(check.image_sizes)} different sizes cannot make a batch",
-            hint="set data.crop or data.resize, or train.batch_size=1",
-        )
+    if crop is None and config.train.batch_size > 1:
+        _check_sizes(config, check.image_sizes)
     num_processes = config.train.devices * config.train.num_nodes
     if num_processes > 1 and len(index.training) < config.train.batch_size:
         raise UsageError(
@@ -124,10 +121,13 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         num_classes=index.classes.num_classes,
         parts=config.method_parts,
         batch_size=config.train.batch_size // num_processes,
-        size=crop or max(check.image_sizes, key=lambda size: size[0] * size[1]),
+        size=crop or config.data.resize or max(check.image_sizes, key=lambda size: size[0] * size[1]),
         precision=precision,
         optimizer=config.optim.name,
     )
+    plan = None
+    if config.train.cache == "prefix":
+        plan = plan_cache(config, tunable, index, check.image_sizes, crop=crop, inference=inference)
     batches = steps_per_epoch(len(index.training), config.train.batch_size)
     return Job(
         config=config,
@@ -141,6 +141,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         crop=crop,
         estimate=estimate,
         inference=inference,
+        cache=None if plan is None else build_cache(config, tunable, plan, precision),
+        cache_note="" if plan is None else plan.describe(),
         batches_per_epoch=batches,
         num_steps=_num_steps(config.train, batches) if tunable.applied.parameters() else 0,
     )
@@ -188,4 +190,20 @@ def _check_monitor(name: str, index: DataIndex) -> None:
         raise UsageError(
             f"train.monitor={name} is not defined for {classes.num_classes} classes",
             hint="use miou, or another metric of `segtune list metrics`",
+        )
+
+
+def _check_sizes(config: RunConfig, sizes: Collection[tuple[int, int]]) -> None:
+    """Raises UsageError where whole images of a batch would differ in size."""
+    data, batch = config.data, f"data.crop=null with train.batch_size={config.train.batch_size}"
+    if data.scale[0] != data.scale[1]:
+        raise UsageError(
+            f"{batch} and data.scale={data.scale[0]:g},{data.scale[1]:g}: images of different sizes cannot"
+            " make a batch",
+            hint="set data.crop to a size or auto, or data.scale=1,1, or train.batch_size=1",
+        )
+    if data.resize is None and len(sizes) > 1:
+        raise UsageError(
+            f"{batch}: images of {len(sizes)} different sizes cannot make a batch",
+            hint="set data.crop or data.resize, or train.batch_size=1",
         )

@@ -111,14 +111,20 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def gathered(state: Any) -> Any:
-    """An optimiser's state with every divided tensor put together; every process must call it."""
+def gathered(state: Any, keep: bool = True) -> Any:
+    """An optimiser's state with every divided tensor put together, on the processor.
+
+    Args:
+        state: what `state_dict` of the optimiser gives; every process must call this at once.
+        keep: whether this process needs the result; otherwise the tensors in it are None.
+    """
     if isinstance(state, DTensor):
-        return state.full_tensor()
+        whole = state.full_tensor()
+        return whole.cpu() if keep else None
     if isinstance(state, Mapping):
-        return {key: gathered(value) for key, value in state.items()}
+        return {key: gathered(value, keep) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(gathered(value) for value in state)
+        return type(state)(gathered(value, keep) for value in state)
     return state
 
 

@@ -222,6 +222,7 @@ class Trainer:
                 crop=self.job.crop,
                 prompts=PromptSource(config.data, prompted, index.classes.ignore_index) if prompted else None,
                 part=(self.world.rank, self.world.size),
+                views=config.train.cache_views if self.job.cache is not None else None,
             )
         )
 
@@ -231,6 +232,7 @@ class Trainer:
         """One optimiser step: mean loss, seconds waited for data, number of images."""
         accumulate = self.config.train.accumulate
         total, waited, num_images, names = 0.0, 0.0, 0, list[str]()
+        cache = self.job.cache
         for part in range(accumulate):
             begin = time.perf_counter()
             batch = next(batches)
@@ -238,7 +240,9 @@ class Trainer:
             images = batch.images.to(self.job.device, memory_format=torch.channels_last, non_blocking=True)
             masks = batch.masks.to(self.job.device, non_blocking=True)
             with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                output: SegOutput = model(images, prompts=to_device(batch.prompts, self.job.device))
+                cut = None if cache is None else cache(batch.images)
+                prompts = to_device(batch.prompts, self.job.device)
+                output: SegOutput = model(images, prompts=prompts, cut=cut)
                 loss = self._total_loss(output, masks)
                 names += batch.names
                 mean = self.world.mean(loss)
@@ -286,7 +290,7 @@ class Trainer:
         return is_last or self._epoch_ends(1) or step % MAX_STEPS_BETWEEN_CHECKPOINTS == 0
 
     def _checkpoint(self, fabric: Fabric, optimizer: Any) -> None:
-        state = gathered(optimizer.state_dict())
+        state = gathered(optimizer.state_dict(), self.world.is_first)
         with self.world.whole():
             if self.world.is_first:
                 save_checkpoint(

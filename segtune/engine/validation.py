@@ -42,8 +42,10 @@ class Validator:
         model.eval()
         # under DDP each process has moved running statistics by its own part of a batch
         self.world.copy_first(self.job.tunable.applied.buffers().values())
+        # other splits are scored once, so that nothing would be read again
+        cache = self.job.cache if split == "val" else None
         return evaluate_samples(
-            Inference(model, self.job.inference),
+            Inference(model, self.job.inference, cache),
             self.job.index,
             samples,
             self.job.config.data,

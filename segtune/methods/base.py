@@ -270,7 +270,11 @@ class Host:
             self.owned[tensor] = Owned(tensor, role, original)
 
     def rebind(self, owned: Mapping[str, Owned]) -> None:
-        """Owns, under each of these state-dict keys, the tensor that the model now has there."""
+        """Owns, under each of these state-dict keys, the tensor that the model now has there.
+
+        What was done can no longer be taken back: that would keep every replaced tensor in memory.
+        """
+        self._undo.clear()
         now = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         self.owned = {}
         for name, entry in owned.items():

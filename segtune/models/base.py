@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segtune.errors import TrainingError, UsageError
 from segtune.models.proposals import combine
+from segtune.models.sections import Cut, Section, run_sections
 from segtune.types import InputSpec, Prompts, Proposals, SegOutput, Site
 
 
@@ -97,6 +98,14 @@ class SegModel(nn.Module):
     def decode_maps(self, maps: Any, padded: tuple[int, int]) -> Tensor:
         """Feature maps to logits [B, K, *, *], at any resolution."""
 
+    def sections(self) -> tuple[Section, ...]:
+        """The encoder as sections: together they are `encode_maps`. Default: one, the whole encoder.
+
+        A method that leaves the first ones as they are can be trained on what they gave once
+        (docs/decisions/0023-frozen-prefix-cache.md).
+        """
+        return (Section("the encoder", self.encode_maps),)
+
     def decode_prompted(self, maps: Any, padded: tuple[int, int], prompts: Prompts) -> Tensor:
         """Feature maps and the objects pointed at to logits [B, K, *, *]; for models with `prompted`."""
         raise NotImplementedError
@@ -135,8 +144,12 @@ class SegModel(nn.Module):
 
     # --- what every model does ----------------------------------------------------------------
 
-    def encode(self, images: Tensor) -> Features:
+    def encode(self, images: Tensor, cut: Cut | None = None) -> Features:
         """Images [B, C, H, W] in [0, 1] to features.
+
+        Args:
+            images: float32; with a cut only their size counts.
+            cut: what the first sections made of these images.
 
         Raises:
             TrainingError: a single image, while batch norm behind a global pooling is training.
@@ -148,14 +161,28 @@ class SegModel(nn.Module):
                 hint="batches of 2 or more images (also the last one of an epoch), or frozen norm statistics",
             )
         height, width = images.shape[-2:]
+        padded = self.padded_size((height, width))
+        for layer in self.penalty_layers:
+            if hasattr(layer, "image_size"):
+                layer.image_size = self.network_size(padded)
+        if cut is None:
+            maps = self.encode_maps(self.prepared(images))
+        else:
+            maps = run_sections(self.sections()[cut.num_sections :], cut.state)
+        return Features(maps=maps, size=(height, width), padded=padded)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [0, 1], normalised and padded: what `encode_maps` takes."""
+        height, width = images.shape[-2:]
         images = (images - self.mean) / self.std
         padded = self.padded_size((height, width))
         if padded != (height, width):
             images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height))
-        for layer in self.penalty_layers:
-            if hasattr(layer, "image_size"):
-                layer.image_size = padded
-        return Features(maps=self.encode_maps(images), size=(height, width), padded=padded)
+        return images
+
+    def network_size(self, padded: tuple[int, int]) -> tuple[int, int]:
+        """Height and width, in pixels, that the network works on for images of a padded size."""
+        return padded
 
     def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width, in pixels, that images of a size are padded to at the bottom and the right."""
@@ -179,7 +206,11 @@ class SegModel(nn.Module):
         return self._fit(self.decode_prompted(features.maps, features.padded, prompts), features, size)
 
     def forward(
-        self, images: Tensor, size: tuple[int, int] | None = None, prompts: Prompts | None = None
+        self,
+        images: Tensor,
+        size: tuple[int, int] | None = None,
+        prompts: Prompts | None = None,
+        cut: Cut | None = None,
     ) -> SegOutput:
         """Images [B, C, H, W] to logits at `size`, with auxiliary logits and proposals while training.
 
@@ -187,11 +218,12 @@ class SegModel(nn.Module):
             images: float32 [B, C, H, W] in [0, 1].
             size: height and width of the logits in pixels; default: those of the images.
             prompts: the objects of each image, for models with `prompted`.
+            cut: what the first sections made of these images; only the rest runs then.
 
         Raises:
             UsageError: prompts are missing, or the model takes none.
         """
-        features = self.encode(images)
+        features = self.encode(images, cut)
         proposals = self.proposals(features.maps) if self.training else None
         if proposals is None:
             output = SegOutput(logits=self.decode(features, size, prompts))

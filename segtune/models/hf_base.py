@@ -101,10 +101,11 @@ class TransformersModel(SegModel):
             images = images.flip(1)
         if self.fixed_size is not None and images.shape[-2:] != self.fixed_size:
             images = resize(images, self.fixed_size)
-            for layer in self.penalty_layers:
-                if hasattr(layer, "image_size"):
-                    layer.image_size = self.fixed_size
         return self.run(images)
+
+    def network_size(self, padded: tuple[int, int]) -> tuple[int, int]:
+        """The one size that the network takes, or that of the images."""
+        return self.fixed_size or padded
 
     def sites(self) -> tuple[Site, ...]:
         """Every layer that takes part in the output, the blocks and stages, and the head."""

@@ -51,6 +51,7 @@ from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, im
 from segtune.models.sam_prompts import KINDS, combine_objects, embed_prompts, is_unused_embedding
 from segtune.models.sam_semantic import TokenClassifier, fit_tokens, propose
 from segtune.models.sam_sites import head_sites, thirds
+from segtune.models.sections import Section
 from segtune.settings import Settings
 from segtune.types import Part, Prompts, Proposals, Site, SiteKind
 
@@ -158,6 +159,10 @@ class Sam(SegModel):
         """Images to the image encoder's embeddings [B, D, h, w]."""
         embeddings: Tensor = self.vision_encoder(images)
         return embeddings
+
+    def sections(self) -> tuple[Section, ...]:
+        """The patch embedding, the encoder's blocks, the neck."""
+        return tuple(self.vision_encoder.sections())
 
     def decode_maps(self, maps: Tensor, padded: tuple[int, int]) -> Tensor:
         """Embeddings to logits [B, K, 4 h, 4 w]."""

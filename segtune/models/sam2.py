@@ -45,6 +45,7 @@ from segtune.models.sam_semantic import (
     run_decoder,
 )
 from segtune.models.sam_sites import head_sites, thirds
+from segtune.models.sections import Section
 from segtune.settings import Settings
 from segtune.types import Part, Prompts, Proposals, Site, SiteKind
 
@@ -159,6 +160,10 @@ class Sam2(SegModel):
         """Images to the neck's maps [B, D, h, w] at 1/4, 1/8 and 1/16 of their size."""
         levels: list[Tensor] = self.vision_encoder(images)
         return levels
+
+    def sections(self) -> tuple[Section, ...]:
+        """The patch embedding, the encoder's blocks, the neck."""
+        return tuple(self.vision_encoder.sections())
 
     def decode_maps(self, maps: list[Tensor], padded: tuple[int, int]) -> Tensor:
         """Maps to logits [B, K, H / 4, W / 4]."""

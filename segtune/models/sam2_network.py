@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segtune.errors import MissingExtraError, UsageError
+from segtune.models.sections import Section, run_sections
 
 PATCH = 4
 """Stride of a patch in pixels."""
@@ -156,17 +159,26 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps [B, h, w, C] at 1/4, 1/8, 1/16 and 1/32 of the image's size."""
-        tokens: Tensor = self.patch_embed(images)  # [B, h, w, C]
-        tokens = tokens + self.positions((tokens.shape[1], tokens.shape[2]))
-        maps = []
-        for index, block in enumerate(self.blocks):
-            if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-            if index in self._ends:
-                maps.append(tokens)
+        maps: list[Tensor] = run_sections(self.sections(), images)[1]
         return maps
+
+    def sections(self) -> Iterator[Section]:
+        """Patches with their positions, and each block; the tokens, and the maps so far."""
+        yield Section("patch_embed", self._embed)
+        for index in range(len(self.blocks)):
+            yield Section(f"blocks.{index}", partial(self._run_block, index))
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        tokens: Tensor = self.patch_embed(images)  # [B, h, w, C]
+        return tokens + self.positions((tokens.shape[1], tokens.shape[2])), []
+
+    def _run_block(self, index: int, state: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        tokens, maps = state
+        if self.checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint(self.blocks[index], tokens, use_reentrant=False)
+        else:
+            tokens = self.blocks[index](tokens)
+        return tokens, [*maps, tokens] if index in self._ends else maps
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions [1, *grid, C]: a table stretched over the image, and one repeated in each window."""
@@ -217,3 +229,8 @@ class ImageEncoder(nn.Module):
         """Images [B, 3, H, W] to maps [B, D, h, w] at 1/4, 1/8 and 1/16 of their size."""
         levels: list[Tensor] = self.neck(self.backbone(images))
         return levels
+
+    def sections(self) -> Iterator[Section]:
+        """Those of the trunk, and the neck."""
+        yield from self.backbone.sections()
+        yield Section("neck", lambda state: self.neck(state[1]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segtune.errors import MissingExtraError, UsageError
 from segtune.models.sam_attention import WindowAttention
+from segtune.models.sections import Section, run_sections
 
 _STANDARD_DEVIATION = 0.02
 """Of random positions."""
@@ -165,15 +168,26 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to embeddings [B, D, h, w]."""
-        tokens: Tensor = self.patch_embed(images)  # [B, h, w, C]
-        tokens = tokens + self.positions((tokens.shape[1], tokens.shape[2]))
-        for layer in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(layer, tokens, use_reentrant=False)
-            else:
-                tokens = layer(tokens)
-        embeddings: Tensor = self.neck(tokens)
+        embeddings: Tensor = run_sections(self.sections(), images)
         return embeddings
+
+    def sections(self) -> Iterator[Section]:
+        """Patches with their positions, each block, and the neck."""
+        yield Section("patch_embed", self._embed)
+        for index, layer in enumerate(self.layers):
+            yield Section(f"layers.{index}", partial(self._run_block, layer))
+        yield Section("neck", self.neck)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.patch_embed(images)  # [B, h, w, C]
+        return tokens + self.positions((tokens.shape[1], tokens.shape[2]))
+
+    def _run_block(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            kept: Tensor = checkpoint(layer, tokens, use_reentrant=False)
+            return kept
+        mixed: Tensor = layer(tokens)
+        return mixed
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Absolute positions [1, *grid, C], interpolated where the grid is not that of pretraining."""

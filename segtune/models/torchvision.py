@@ -13,6 +13,7 @@ MobileNetV3", 2019, section 6.4.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from segtune.models.base import PublishedWeights, SegModel
+from segtune.models.sections import Section, run_sections
 from segtune.models.sites import scan_sites
 from segtune.settings import Settings
 from segtune.types import InputSpec, Part, Site
@@ -51,7 +53,7 @@ class TorchvisionModel(SegModel):
         self._small = variant.startswith("lraspp")
         options: dict[str, Any] = {} if self._small else {"aux_loss": settings.auxiliary}
         network = get_model(variant, weights=None, weights_backbone=None, num_classes=num_classes, **options)
-        self.backbone: nn.Module = network.backbone
+        self.backbone: Any = network.backbone
         self.classifier: nn.Module = network.classifier
         self.aux_classifier: nn.Module | None = None if self._small else network.aux_classifier
         if variant.startswith("deeplabv3"):
@@ -60,8 +62,20 @@ class TorchvisionModel(SegModel):
 
     def encode_maps(self, images: Tensor) -> dict[str, Tensor]:
         """Images to the backbone's maps: "out" and "aux", or "high" and "low"."""
-        maps: dict[str, Tensor] = self.backbone(images)
+        maps: dict[str, Tensor] = run_sections(self.sections(), images)
         return maps
+
+    def sections(self) -> tuple[Section, ...]:
+        """The backbone's modules in order; the last output, and the maps that the decoder takes."""
+        outputs: dict[str, str] = self.backbone.return_layers
+        steps = [
+            Section(f"backbone.{name}", partial(_run_module, module, outputs.get(name)))
+            for name, module in self.backbone.items()
+        ]
+        first, last = steps[0], steps[-1]
+        steps[0] = Section(first.name, lambda images: first.run((images, {})))
+        steps[-1] = Section(last.name, lambda state: last.run(state)[1])
+        return tuple(steps)
 
     def decode_maps(self, maps: dict[str, Tensor], padded: tuple[int, int]) -> Tensor:
         """Maps to logits [B, K, H / 8, W / 8] or [B, K, H / 16, W / 16]."""
@@ -121,6 +135,14 @@ class TorchvisionModel(SegModel):
             blocks=blocks,
             stages=stages,
         )
+
+
+def _run_module(
+    module: nn.Module, output: str | None, state: tuple[Tensor, dict[str, Tensor]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    hidden, maps = state
+    hidden = module(hidden)
+    return hidden, maps if output is None else {**maps, output: hidden}
 
 
 def _children(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:

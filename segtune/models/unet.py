@@ -14,6 +14,7 @@ Segmentation", 2015, Figure 1.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segtune.models.base import SegModel, input_spec
+from segtune.models.sections import Section, run_sections
 from segtune.models.sites import scan_sites
 from segtune.settings import Settings
 from segtune.types import Part, Site
@@ -70,11 +72,23 @@ class UNet(SegModel):
 
     def encode_maps(self, images: Tensor) -> list[Tensor]:
         """Images [B, C, H, W] to maps [B, width * 2^l, H / 2^l, W / 2^l] of the levels l = 0..depth."""
-        maps = [self.encoder[0](images)]
-        for level in self.encoder[1:]:
-            maps.append(level(self.pool(maps[-1])))
-        maps[-1] = self.dropout(maps[-1])
+        maps: list[Tensor] = run_sections(self.sections(), images)
         return maps
+
+    def sections(self) -> tuple[Section, ...]:
+        """Each level; the maps of all levels so far."""
+        first = Section("encoder.0", lambda images: [self._run_level(0, images)])
+        return first, *(
+            Section(f"encoder.{level}", partial(self._add_level, level))
+            for level in range(1, len(self.encoder))
+        )
+
+    def _add_level(self, level: int, maps: list[Tensor]) -> list[Tensor]:
+        return [*maps, self._run_level(level, self.pool(maps[-1]))]
+
+    def _run_level(self, level: int, hidden: Tensor) -> Tensor:
+        found: Tensor = self.encoder[level](hidden)
+        return self.dropout(found) if level == len(self.encoder) - 1 else found
 
     def decode_maps(self, maps: list[Tensor], padded: tuple[int, int]) -> Tensor:
         """Maps of all levels to logits [B, K, H, W]."""

@@ -67,6 +67,13 @@ def to_dict(distances: Mapping[str, Sequence[LayerDistance]], num_images: int) -
     }
 
 
+def from_dict(content: Mapping[str, Any]) -> tuple[dict[str, list[LayerDistance]], int]:
+    """What `to_dict` made plain: the distances and the number of images."""
+    return {
+        model: [LayerDistance(**layer) for layer in content[model]] for model in COLOURS if model in content
+    }, content["images"]
+
+
 def draw(distances: Mapping[str, Sequence[LayerDistance]], title: str) -> Any:
     """A matplotlib figure: a dot for each head, a bar at their mean, one colour for each model.
 

@@ -11,7 +11,7 @@ import yaml
 
 from segtune.engine.files import write_text, write_with
 from segtune.errors import SegtuneError, UsageError
-from segtune.report import figures
+from segtune.report import attention, figures
 from segtune.report.cases import draw_cases
 from segtune.report.page import Block, Picture, Section, Table, image_element, render, svg_of
 from segtune.report.records import RunRecord, read_run, read_runs
@@ -62,6 +62,7 @@ def write_report(
             sections.append(_cases(runs, out, tell))
         for name, (title, draw) in figures.RUN_FIGURES.items():
             sections.append(Section(title, pictures=pictures.add(name, title, draw(runs))))
+        sections.append(_attention(runs, pictures))
         confusions = [
             picture
             for number, run in enumerate(runs)
@@ -188,6 +189,18 @@ def _cases(runs: Sequence[RunRecord], out: Path, tell: Told) -> Section:
         section.pictures.append(Picture(caption, image_element(case.sheet, caption)))
     if len(runs) > MOST_IN_A_PANEL:
         section.notes.append(f"Shown are the first {MOST_IN_A_PANEL} of {len(runs)} runs.")
+    return section
+
+
+def _attention(runs: Sequence[RunRecord], pictures: _Pictures) -> Section:
+    """Of the runs that `segtune attention` has measured."""
+    section = Section("How far attention reaches")
+    for number, run in enumerate(runs):
+        source = run.folder.attention / "attention.json"
+        if source.is_file():
+            distances, num_images = attention.from_dict(json.loads(source.read_text(encoding="utf-8")))
+            title = f"Mean attention distance of {run.label}, {num_images} images"
+            section.pictures += pictures.add(f"attention-{number}", title, attention.draw(distances, title))
     return section
 
 

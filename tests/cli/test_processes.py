@@ -42,8 +42,8 @@ def fit(data: Path, out: Path, starter: list[str] = MODULE, **settings: Any) -> 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Odd numbers of images to validate and test on, so that two processes get unequal parts."""
-    return make_data(tmp_path_factory.mktemp("processes") / "data", num_val=3, num_test=5)
+    """Two processes get unequal parts of what is tested on, and one of them nothing to validate on."""
+    return make_data(tmp_path_factory.mktemp("processes") / "data", num_val=1, num_test=5)
 
 
 @pytest.fixture(scope="module")

@@ -50,19 +50,30 @@ def outline(page: Path) -> Outline:
 
 
 @pytest.fixture(scope="module")
-def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a finished run."""
+def measured(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, as if `segtune attention` had measured it."""
+    tuned: Path = shutil.copytree(finished, tmp_path_factory.mktemp("measured") / finished.name)
+    layer = {"name": "encoder.blocks.0", "block": 0, "windowed": False, "heads": [12.5, 30.0]}
+    found = {"unit": "pixels", "images": 3, "base": [layer], "tuned": [{**layer, "heads": [10.0, 31.0]}]}
+    (tuned / "attention").mkdir()
+    (tuned / "attention" / "attention.json").write_text(json.dumps(found))
+    return tuned
+
+
+@pytest.fixture(scope="module")
+def page(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of that run."""
     from segtune.cli import run
 
     out = tmp_path_factory.mktemp("report")
-    assert run(["report", str(finished), "--out", str(out), "--formats", "svg,png,pdf"]) == 0
+    assert run(["report", str(measured), "--out", str(out), "--formats", "svg,png,pdf"]) == 0
     return out / "report.html"
 
 
 def test_the_page_has_every_section_and_needs_nothing_else(page: Path) -> None:
     found = outline(page)
     for title in ("Scores and costs", "Best, median and worst image", "Training loss", "IoU of each class",
-                  "Confusion", "How to repeat it"):  # fmt: skip
+                  "Confusion", "How far attention reaches", "How to repeat it"):  # fmt: skip
         assert title in found.headings
     assert found.tags.count("svg") >= 4
     outside = [a for a in found.addresses if not a.startswith(("#", "data:image/"))]
@@ -87,8 +98,8 @@ def test_figures_lie_beside_the_page_in_every_format(page: Path) -> None:
         assert case.width > 3 * 240  # image, ground truth and at least one answer
 
 
-def test_equal_runs_make_equal_pages(page: Path, finished: Path, segtune: Command, tmp_path: Path) -> None:
-    done = segtune("report", finished, "--out", tmp_path / "again")
+def test_equal_runs_make_equal_pages(page: Path, measured: Path, segtune: Command, tmp_path: Path) -> None:
+    done = segtune("report", measured, "--out", tmp_path / "again")
     assert done.code == 0, done.err
     assert (tmp_path / "again" / "report.html").read_bytes() == page.read_bytes()
 

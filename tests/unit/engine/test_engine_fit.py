@@ -227,6 +227,11 @@ def test_other_errors_stay_what_they_are(
         ({"data__val_fraction": 0.5, "data__test_fraction": 0.5}, UsageError, "nothing is left"),
         ({"data__include": "nothing"}, SegtuneError, "include"),
         ({"data__values": {0: 0, 1: 9, 2: 2}}, SegtuneError, "values"),
+        (
+            {"data__crop": None, "data__scale": "0.8,1.2"},
+            UsageError,
+            "scale=0.8,1.2: images of different sizes",
+        ),
         ({"model__weights": "imagenet"}, UsageError, "no published weights"),
     ],
 )

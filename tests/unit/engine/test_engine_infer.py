@@ -147,7 +147,7 @@ def test_bfloat16_gives_float32_probabilities() -> None:
 def test_out_of_memory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Pixelwise()
 
-    def fail(_: Tensor, prompts: None = None) -> SegOutput:
+    def fail(_: Tensor, **_given: None) -> SegOutput:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "forward", fail)

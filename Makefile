@@ -38,6 +38,7 @@ docs: $(READY)  ## write the generated pages of docs/
 	$(BIN)/python tools/generate_docs.py
 	$(BIN)/python tools/generate_python_docs.py
 	$(BIN)/python tools/generate_results.py
+	$(BIN)/python tools/generate_performance.py
 	$(BIN)/python tools/generate_tables.py
 	$(BIN)/python tools/generate_recipes.py
 

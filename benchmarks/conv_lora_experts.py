@@ -38,14 +38,14 @@ MAPS = {"global, 1 x 64 x 64": (1, 64, 64), "windows, 25 x 14 x 14": (25, 14, 14
 
 
 def medians(ways: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Seconds of forward and backward of each way."""
+    """Seconds of the processor for forward and backward of each way."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             way().square().mean().backward()
             if repeat:  # the first one warms up
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(time.process_time() - begin)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -79,6 +79,7 @@ def fit(
     out: PathLike,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    profile: bool = False,
     reporter: Reporter | None = None,
 ) -> FitResult:
     """Tunes a model on a data set.
@@ -90,6 +91,7 @@ def fit(
         out: folder of the run; new or empty.
         settings: by dotted key, e.g. {"train.epochs": 5, "method.rank": 8}.
         resume: go on from the last checkpoint in `out`.
+        profile: time the parts of a step; a table and a trace in `out`/profile.
         reporter: hears what happens.
 
     Returns:
@@ -98,7 +100,7 @@ def fit(
     from segtune.engine.fit import fit as run_fit
 
     config = load_config(_layers(model, method, {**(settings or {}), "data.path": str(data)}))
-    return run_fit(config, Path(out), resume=resume, reporter=reporter)
+    return run_fit(config, Path(out), resume=resume, profile=profile, reporter=reporter)
 
 
 def evaluate(
@@ -148,6 +150,7 @@ def predict(
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     prompts: PathLike | None = None,
+    prompts_from_masks: bool = False,
     polygons: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Prediction]:
@@ -162,7 +165,9 @@ def predict(
         settings: data.window, data.overlap, data.flip_tta, data.resize by dotted key.
         weights: where the base's weights lie now, if not where they were.
         prompts: JSON file with the objects of each image, for a model that is prompted:
-            {"image.png": [{"class": "name", "box": [left, top, right, bottom], "points": [[x, y]]}]}.
+            {"image.png": [{"class": "name", "box": [left, top, right, bottom], "points": [[x, y]]}]};
+            of volumes {"case": [{"slice": 72, "box": [i1, j1, i2, j2]}]}, in voxels of the file.
+        prompts_from_masks: of volumes: draw them from the masks that lie with them, as for scores.
         polygons: write the areas of each class of a GeoTIFF file as a GeoPackage too.
         reporter: hears about progress.
 
@@ -181,6 +186,7 @@ def predict(
         settings=settings or {},
         weights=weights,
         prompts=None if prompts is None else Path(prompts),
+        prompts_from_masks=prompts_from_masks,
         polygons=polygons,
         reporter=reporter,
     )

@@ -38,7 +38,8 @@ def page() -> str:
     parts = [
         "# Results",
         "",
-        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting.",
+        "Generated from `benchmarks/*.json` by `make docs`; see there for every setting. Time and memory have"
+        " a page of their own: [speed and memory](performance.md).",
     ]
     for name, section in SECTIONS.items():
         source = BENCHMARKS / f"{name}.json"
@@ -287,6 +288,79 @@ def raster_memory(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def run_time(data: dict[str, Any]) -> list[str]:
+    """What the seconds of a run were spent on."""
+    shares, profile, settings = data["share_of_an_epoch"], data["profile"], data["settings"]
+    steps, images = profile["step_seconds"], profile["evaluation_seconds"]
+    step = sum(steps.values()) / profile["steps_timed"] / settings["train.batch_size"]
+    image = sum(images.values()) / profile["images_evaluated"]
+    splits = ", ".join(f"{count} {name}" for name, count in data["splits"].items())
+    return [
+        "## What a run's time is spent on",
+        "",
+        f"{data['images']:,} generated images of {data['side']}x{data['side']} pixels ({splits}), a small"
+        f" U-Net with LoRA, {settings['train.epochs']} epochs, validation after each, {data['device']},"
+        f" {settings['train.threads']} thread. `benchmarks/run_time.py`",
+        "",
+        *table(
+            ("part of an epoch", "share"),
+            [(name, f"{share:.2%}") for name, share in shares.items()],
+        ),
+        "",
+        f"Start-up took {data['seconds']['start_up']:.0f} s, {data['start_up_share_of_the_run']:.1%} of the"
+        f" run. An image costs {step * 1e3:.0f} ms in a training step and {image * 1e3:.0f} ms in a"
+        f" validation ({images['network'] / sum(images.values()):.0%} of it the network).",
+    ]
+
+
+def s2_brats2013(data: dict[str, Any]) -> list[str]:
+    """A prompted SAM on brain tumours: ranks against the baselines, and from one modality to another."""
+    base, flair = data["base"], data["flair"]
+    lines = [
+        "## Brain tumours with a small prompted SAM (S2)",
+        "",
+        f"{base['parameters_total']:,} parameters, boxes drawn from the masks; base trained on CamVid's day"
+        f" clips for {base['steps']} steps. BraTS 2013: 2 patients trained on, 2 validated on, every slice of"
+        f" them scored, predictions for separate modalities combined. {base['device']}, {base['precision']}."
+        " `benchmarks/s2_brats2013.py`",
+    ]
+    titles = {
+        "ranks": "T1c and FLAIR combined",
+        "flair-to-t1c": "Trained on FLAIR (full, from the same base), adapted to T1c",
+    }
+    for name, title in titles.items():
+        rows = data["tables"][name]["rows"]
+        cases = list(rows[0]["runs"][0]["volumes"])
+        header = (
+            "method",
+            *(f"Dice {case}" for case in cases),
+            "Dice",
+            "HD95 mm",
+            "trained",
+            "steps",
+            "best",
+        )
+        lines += ["", f"### {title}", "", *table(header, (_s2_row(row, cases) for row in rows))]
+    scores = ", ".join(
+        f"{scores['volume_dice']['tumour']:.4f} ({case})" for case, scores in flair["volumes"].items()
+    )
+    return [*lines, "", f"The model trained on FLAIR, scored on FLAIR: Dice {scores}."]
+
+
+def _s2_row(row: dict[str, Any], cases: Sequence[str]) -> tuple[str, ...]:
+    runs = row["runs"]
+    dice = [spread([run["volumes"][case]["volume_dice"]["tumour"] for run in runs]) for case in cases]
+    return (
+        row["label"],
+        *dice,
+        spread(row["scores"]),
+        spread([run["val"]["volume_hd95"] for run in runs], 1),
+        f"{row['parameters_trainable']:,}",
+        f"{runs[0]['steps']}",
+        ", ".join(f"{run['best_step']}" for run in runs),
+    )
+
+
 def sharding(data: dict[str, Any]) -> list[str]:
     """Memory of each of two processes with the whole model in each, or divided."""
     rows = [
@@ -377,8 +451,10 @@ SECTIONS = {
     "raster_memory": raster_memory,
     "loading": loading,
     "label_noise": label_noise,
+    "run_time": run_time,
     "sharding": sharding,
     "volumes_hippocampus": volumes_hippocampus,
+    "s2_brats2013": s2_brats2013,
 }
 
 if __name__ == "__main__":

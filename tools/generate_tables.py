@@ -96,10 +96,11 @@ def benchmarks() -> list[str]:
     rows = []
     for path in sorted(BENCHMARKS.glob("*.json")):
         data = load(path.stem)
-        versions = data.get("versions", {})
+        cells = data.get("rows", [])
+        versions = data.get("versions") or next((row["versions"] for row in cells if "versions" in row), {})
         script = path.with_suffix(".py")
         maker = f"benchmarks/{script.name}" if script.is_file() else f"tools/{MAKERS[path.stem]}"
-        seeds = {row["seed"] for row in data.get("rows", []) if "seed" in row}
+        seeds = {row["seed"] for row in cells if "seed" in row}
         made_with = (versions.get(name, "") for name in ("torch", "python", "processor"))
         rows.append((f"`{path.name}`", f"`{maker}`", *made_with, str(len(seeds) or "")))
     return table(("numbers", "made by", "torch", "Python", "processor", "seeds"), rows)

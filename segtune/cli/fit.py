@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 @config_option
 @set_option
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
+@click.option("--profile", is_flag=True, help="Time the parts of a step; a table and a trace in RUN/profile.")
 @json_option
 def command(
     data: Path | None,
@@ -35,6 +37,7 @@ def command(
     files: tuple[Path, ...],
     assignments: tuple[str, ...],
     resume: bool,
+    profile: bool,
     as_json: bool,
 ) -> None:
     """Tune a model on DATA and leave a run folder.
@@ -42,6 +45,8 @@ def command(
     DATA is a folder of images and masks, or a CSV manifest; see `segtune data check DATA`.
     """
     began = time.perf_counter()
+    if profile:  # the profiler complains of every machine without a GPU; read when torch is imported
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
     from segtune.data import is_there
     from segtune.engine.folder import RunFolder
@@ -85,7 +90,7 @@ def command(
 
     from segtune.engine.fit import fit
 
-    result = fit(config, out, resume=resume, reporter=reporter, check=check, began=began)
+    result = fit(config, out, resume=resume, reporter=reporter, check=check, began=began, profile=profile)
     if not first:
         return
     if as_json:

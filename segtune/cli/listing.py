@@ -13,6 +13,7 @@ KINDS = {
     "metrics": ("segtune.metrics", "METRICS"),
     "saliency": ("segtune.metrics", "SALIENCY"),
     "formats": ("segtune.data", "FORMATS"),
+    "trackers": ("segtune.trackers", "TRACKERS"),
 }
 
 
@@ -21,7 +22,7 @@ KINDS = {
 @click.option("--settings", "with_settings", is_flag=True, help="Show every setting with its default.")
 @json_option
 def command(kind: str, with_settings: bool, as_json: bool) -> None:
-    """List models, methods, losses, metrics, saliency scores or formats with what each is."""
+    """List models, methods, losses, metrics, saliency scores, formats or trackers with what each is."""
     import importlib
     import json
 

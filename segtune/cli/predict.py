@@ -18,6 +18,9 @@ from segtune.cli.options import assignments_to_settings, json_option, print_json
 @click.option(
     "--prompts", type=click.Path(path_type=Path), metavar="FILE", help="JSON with the objects of each image."
 )
+@click.option(
+    "--prompts-from-masks", is_flag=True, help="Of volumes: from the masks that lie with them, as for scores."
+)
 @click.option("--polygons", is_flag=True, help="Of GeoTIFF: the classes' areas as NAME.gpkg too.")
 @weights_option
 @set_option
@@ -29,6 +32,7 @@ def command(
     no_overlays: bool,
     batch_size: int,
     prompts: Path | None,
+    prompts_from_masks: bool,
     polygons: bool,
     weights: str | None,
     assignments: tuple[str, ...],
@@ -41,7 +45,8 @@ def command(
 
     A model that was tuned with prompts needs them here too, in a file such as {"image.png": [{"class":
     "polyp", "box": [left, top, right, bottom], "points": [[x, y]], "labels": [1]}]}: pixels of the image
-    file; box and points as the model needs them; an empty list for an image without objects.
+    file; box and points as the model needs them; an empty list for an image without objects. Of volumes
+    {"case": [{"slice": 72, "box": [i1, j1, i2, j2]}]}: voxels of the file; "slice": [60, 84] for several.
     """
     from segtune.engine.folder import require_run
     from segtune.errors import UsageError
@@ -70,6 +75,7 @@ def command(
             settings=settings,
             weights=weights,
             prompts=prompts,
+            prompts_from_masks=prompts_from_masks,
             polygons=polygons,
             reporter=reporter,
         ):

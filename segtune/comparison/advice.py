@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from segtune.comparison.results import Comparison, RowResult
+from segtune.comparison.statistics import FEWEST_UNITS
 from segtune.comparison.table import score_text, size_text
 
 FEW_SEEDS = 3
@@ -21,23 +22,26 @@ def advise(comparison: Comparison) -> list[str]:
     sentences = [f"Best {comparison.score}: {best.label}, {score_text(best)}."]
     if equal:
         sentences.append(
-            "Not distinguishable from it on these images: "
-            + "; ".join(f"{row.label} ({score_text(row)}{_difference(row)})" for row in equal)
+            f"Not distinguishable from it on these {comparison.things}: "
+            + "; ".join(f"{row.label} ({score_text(row)}{_difference(row, comparison)})" for row in equal)
             + "."
         )
-    elif len(scored) > 1 and best.standing == "best":
+    elif len(scored) > 1 and scored[1].standing == "behind":
         second = scored[1]
-        sentences.append(f"Every other row is behind; the next is {second.label}{_difference(second)}.")
+        sentences.append(
+            f"Every other row is behind; the next is {second.label}{_difference(second, comparison)}."
+        )
     sentences += _cheapest([best, *equal])
-    sentences += _against_baseline(best, scored)
+    sentences += _against_baseline(best, scored, comparison)
     sentences += _caveats(comparison)
     return sentences
 
 
-def _difference(row: RowResult) -> str:
+def _difference(row: RowResult, comparison: Comparison) -> str:
     if row.behind is None:
         return ""
-    return f", {row.behind.value:.4f} lower, 95 % interval {row.behind.low:+.4f} to {row.behind.high:+.4f}"
+    way = "higher" if comparison.lower_is_better else "lower"
+    return f", {row.behind.value:.4f} {way}, 95 % interval {row.behind.low:+.4f} to {row.behind.high:+.4f}"
 
 
 def _cheapest(rows: Sequence[RowResult]) -> list[str]:
@@ -68,12 +72,13 @@ def _cheapest(rows: Sequence[RowResult]) -> list[str]:
     ]
 
 
-def _against_baseline(best: RowResult, scored: Sequence[RowResult]) -> list[str]:
+def _against_baseline(best: RowResult, scored: Sequence[RowResult], comparison: Comparison) -> list[str]:
     baseline = next((row for row in scored if row.method in BASELINES), None)
     if baseline is None or baseline is best or best.mean is None or baseline.mean is None:
         return []
     gain = best.mean - baseline.mean
-    return [f"Before tuning ({baseline.label}) the score was {baseline.mean:.4f}: tuning adds {gain:.4f}."]
+    what = f"takes off {-gain:.4f}" if comparison.lower_is_better else f"adds {gain:.4f}"
+    return [f"Before tuning ({baseline.label}) the score was {baseline.mean:.4f}: tuning {what}."]
 
 
 def _caveats(comparison: Comparison) -> list[str]:
@@ -85,6 +90,12 @@ def _caveats(comparison: Comparison) -> list[str]:
         )
     if not comparison.num_units:
         said.append(f"There is no interval for {comparison.score}: differences cannot be judged.")
+    elif not comparison.has_intervals:
+        said.append(
+            f"With {comparison.num_units} {comparison.unit}{'s' if comparison.num_units > 1 else ''} no"
+            f" difference can be shown to be more than luck, which takes {FEWEST_UNITS} at least: the order"
+            " of the rows is that of their means, no more."
+        )
     elif comparison.num_units < 20:
         said.append(f"{comparison.num_units} {comparison.unit}s are few: the intervals themselves are rough.")
     failed = [row.label for row in comparison.rows if row.mean is None]

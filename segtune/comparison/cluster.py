@@ -12,7 +12,7 @@ from typing import Any
 
 from segtune.comparison.cell import CellFolder, run_cell
 from segtune.comparison.settings import ComparisonSettings
-from segtune.errors import MissingExtraError
+from segtune.errors import MissingExtraError, SegtuneError
 
 
 def run_on_ray(
@@ -25,6 +25,7 @@ def run_on_ray(
 
     Raises:
         MissingExtraError: ray is not installed.
+        SegtuneError: the cluster cannot be reached or started.
     """
     try:
         import ray as library
@@ -33,7 +34,7 @@ def run_on_ray(
     ray: Any = library
     started = not ray.is_initialized()
     if started:
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+        _join(ray)
     try:
         gpus = settings.gpus_per_job if ray.cluster_resources().get("GPU") else 0
         threads = os.environ.get("OMP_NUM_THREADS", str(settings.cpus_per_job))
@@ -58,3 +59,22 @@ def run_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _join(ray: Any) -> None:
+    """Joins the cluster that is named, or starts one here.
+
+    Raises:
+        SegtuneError: neither can be had.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except Exception as error:  # Ray raises bare exceptions where its processes do not come up in time
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SegtuneError(
+            f"there is no Ray cluster to run on: {reason}",
+            hint=f"check that {address} is up and can be reached (`ray status`), or unset RAY_ADDRESS"
+            if address
+            else "this machine may be too busy to start one in time: try again, or --engine local",
+        ) from error

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from segtune.comparison.settings import ComparisonSettings, meant_setting
 from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
-from segtune.config.run import RunConfig
+from segtune.config.run import CROSS_ENTROPY, LOWER_IS_BETTER, RunConfig
 from segtune.errors import SettingsError, UsageError
 from segtune.methods import METHODS
-from segtune.metrics import METRICS
+from segtune.metrics import METRICS, SALIENCY, VOLUME_METRICS
 from segtune.models import MODELS
 from segtune.registry import nearest
 
@@ -85,6 +85,11 @@ class Plan:
     shared: tuple[Layer, ...] = field(repr=False)
     first_seed: int
     score: str
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is better, -1 where a lower one is."""
+        return -1 if self.score in LOWER_IS_BETTER else 1
 
     def trials(self) -> list[Cell]:
         """The runs that try learning rates; they come first, and the other runs wait for them."""
@@ -157,11 +162,21 @@ def make_plan(layers: Sequence[Layer]) -> Plan:
     _refuse_unknown(shared, rows)
     train = load_config([*_fitting(shared, rows[0]), rows[0].layer]).train
     score = settings.score or train.monitor
-    METRICS.check(score)
+    _check_score(score, saliency=train.saliency)
     plan = Plan(settings=settings, rows=rows, shared=shared, first_seed=train.seed, score=score)
     plan.runs(dict.fromkeys(labels, 1e-3))  # every mistake now, not after an hour
     plan.trials()
     return plan
+
+
+def _check_score(score: str, *, saliency: bool) -> None:
+    """Refuses a score that no run can have."""
+    if score in SALIENCY and not saliency:
+        raise SettingsError(
+            [f"{SECTION}.score = {score!r}: a saliency score; set train.saliency=true with it"]
+        )
+    if score != CROSS_ENTROPY and score not in SALIENCY and score not in VOLUME_METRICS:
+        (VOLUME_METRICS if score.startswith("volume") else METRICS).check(score)
 
 
 def _comparison(layers: Sequence[Layer]) -> ComparisonSettings:

@@ -14,9 +14,20 @@ import numpy as np
 
 from segtune.comparison.cell import SPEED, CellFolder
 from segtune.comparison.plan import Cell, Plan
-from segtune.comparison.statistics import HAVE_INTERVALS, Draws, Interval, difference, interval, score_of
+from segtune.comparison.statistics import (
+    FEWEST_UNITS,
+    HAVE_INTERVALS,
+    Draws,
+    Interval,
+    Measured,
+    difference,
+    interval,
+    score_of,
+)
+from segtune.engine.case_values import CaseValues
 from segtune.engine.folder import RunFolder
 from segtune.engine.image_counts import ImageCounts, read_counts
+from segtune.metrics import VOLUME_METRICS
 
 
 @dataclass(kw_only=True)
@@ -33,9 +44,9 @@ class RowResult:
     """Over seeds, of a sample; None for a single one."""
     low: float | None = None
     high: float | None = None
-    """95 % interval over images of the mean over seeds."""
+    """95 % interval over images, or volumes, of the mean over seeds."""
     behind: Interval | None = None
-    """How much the best row is above this one; None for the best."""
+    """How much better the best row is than this one; None for the best."""
     standing: str = ""
     """"best", "not distinguishable", "behind" or "" where that is not known."""
     learning_rate: float | None = None
@@ -65,9 +76,10 @@ class Comparison:
     score: str
     split: str
     num_images: int
+    """Images that were scored, or volumes where they are scored as such."""
     unit: str
     num_units: int
-    """What the bootstrap draws, "image" or "group", and how many there are."""
+    """What the bootstrap draws, "image", "volume" or "group", and how many; 0 where the score has none."""
     seeds: int
     folds: int | None
     num_groups: int
@@ -79,6 +91,19 @@ class Comparison:
     peak_of: str
     """What the memory is of: "GPU" or "process"."""
     data: str
+    of_volumes: bool = False
+    """Whether scores are of whole volumes."""
+    lower_is_better: bool = False
+
+    @property
+    def things(self) -> str:
+        """What is scored: "images" or "volumes"."""
+        return "volumes" if self.of_volumes else "images"
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether rows can be told apart."""
+        return self.num_units >= FEWEST_UNITS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -101,7 +126,7 @@ def collect(
     """
     loaded = {cell.name: _read(folder) for cell, folder in cells if folder.is_done}
     results = {row.label: RowResult(label=row.label, model=row.model, method=row.method) for row in plan.rows}
-    counts: dict[str, list[ImageCounts]] = {}
+    counts: dict[str, list[Measured]] = {}
     split = "test" if all(run["result"]["test"] for run in loaded.values()) else "val"
     for row in plan.rows:
         own = [(cell, folder) for cell, folder in cells if cell.row.label == row.label]
@@ -114,21 +139,28 @@ def collect(
             f"{reasons.count(reason)} x {reason}" if reasons.count(reason) > 1 else reason
             for reason in dict.fromkeys(reasons)
         ]
-        counts[row.label] = _counts_of_seeds(own, done, split)
+        left = [(cell, folder, loaded[cell.name]) for cell, folder in done]
+        counts[row.label] = _counts_of_seeds(own, left, split, plan.score)
         result.scores = _scores(plan, counts[row.label], [loaded[cell.name] for cell, _ in done], split)
         if result.scores:
             result.mean = stats.mean(result.scores)
             result.std = stats.stdev(result.scores) if len(result.scores) > 1 else None
+        elif done:
+            result.failures.append(f"its result has no {plan.score}")
     draws = _set_against(plan, results, counts)
-    ranked = sorted(results.values(), key=lambda r: -math.inf if r.mean is None else r.mean, reverse=True)
+    ranked = sorted(
+        results.values(), key=lambda r: -math.inf if r.mean is None else plan.sign * r.mean, reverse=True
+    )
     first = next(iter(loaded.values()), None)
     some = next((found[0] for found in counts.values() if found), None)
+    of_volumes = first is not None and bool((first["result"][split] or {}).get("volumes"))
+    one = "volume" if of_volumes else "image"
     return Comparison(
         rows=ranked,
         score=plan.score,
         split=split,
         num_images=0 if some is None else len(some.names),
-        unit=plan.settings.resample,
+        unit=one if plan.settings.resample == "image" else plan.settings.resample,
         num_units=0 if draws is None else draws.num_units,
         seeds=plan.settings.seeds,
         folds=plan.settings.folds,
@@ -138,6 +170,8 @@ def collect(
         versions={} if first is None else first["result"]["versions"],
         peak_of="GPU" if first is not None and first["result"]["device"] == "cuda" else "process",
         data="" if first is None else first["result"]["data"],
+        of_volumes=of_volumes,
+        lower_is_better=plan.sign < 0,
     )
 
 
@@ -167,38 +201,45 @@ def _fill_costs(row: RowResult, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _counts_of_seeds(
-    planned: Sequence[tuple[Cell, CellFolder]], done: Sequence[tuple[Cell, CellFolder]], split: str
-) -> list[ImageCounts]:
-    """The counts of each seed all of whose folds are done, the folds put together."""
+    planned: Sequence[tuple[Cell, CellFolder]],
+    done: Sequence[tuple[Cell, CellFolder, Mapping[str, Any]]],
+    split: str,
+    score: str,
+) -> list[Measured]:
+    """What each seed all of whose folds are done has left, the folds put together."""
     wanted: dict[int, int] = defaultdict(int)
     for cell, _ in planned:
         wanted[cell.seed] += 1
-    found: dict[int, list[ImageCounts]] = defaultdict(list)
-    for cell, folder in done:
-        found[cell.seed].append(read_counts(RunFolder(folder.run).images(split)))
-    return [_joined(parts) for seed, parts in sorted(found.items()) if len(parts) == wanted[seed]]
-
-
-def _joined(parts: Sequence[ImageCounts]) -> ImageCounts:
-    return ImageCounts(
-        tuple(name for part in parts for name in part.names),
-        tuple(group for part in parts for group in part.groups),
-        *(np.concatenate([getattr(part, what) for part in parts]) for what in ("right", "true", "predicted")),
-    )
+    images: dict[int, list[ImageCounts]] = defaultdict(list)
+    volumes: dict[int, list[CaseValues]] = defaultdict(list)
+    for cell, folder, run in done:
+        counts = read_counts(RunFolder(folder.run).images(split))
+        evaluation = run["result"][split]
+        if score not in VOLUME_METRICS:
+            images[cell.seed].append(counts)
+        elif evaluation.get("volumes"):
+            groups = dict(zip(counts.names, counts.groups, strict=True))
+            volumes[cell.seed].append(CaseValues.from_result(evaluation, score, groups))
+    if score in VOLUME_METRICS:
+        return [
+            CaseValues.joined(parts) for seed, parts in sorted(volumes.items()) if len(parts) == wanted[seed]
+        ]
+    return [ImageCounts.joined(parts) for seed, parts in sorted(images.items()) if len(parts) == wanted[seed]]
 
 
 def _scores(
-    plan: Plan, counts: Sequence[ImageCounts], runs: Sequence[Mapping[str, Any]], split: str
+    plan: Plan, counts: Sequence[Measured], runs: Sequence[Mapping[str, Any]], split: str
 ) -> list[float]:
     if plan.score in HAVE_INTERVALS:
-        return [score_of(of_seed, plan.score) for of_seed in counts]
+        found = [score_of(of_seed, plan.score) for of_seed in counts]
+        return [value for value in found if not math.isnan(value)]
     # a score that counts cannot give: the runs' own, which folds do not change but for its spread
-    found = [run["result"][split]["scores"].get(plan.score) for run in runs]
-    return [value for value in found if value is not None]
+    given = [run["result"][split]["scores"].get(plan.score) for run in runs]
+    return [value for value in given if value is not None]
 
 
 def _set_against(
-    plan: Plan, results: Mapping[str, RowResult], counts: Mapping[str, Sequence[ImageCounts]]
+    plan: Plan, results: Mapping[str, RowResult], counts: Mapping[str, Sequence[Measured]]
 ) -> Draws | None:
     """Intervals of all rows, and their distance from the best one."""
     scored = [label for label, result in results.items() if result.scores and counts[label]]
@@ -207,22 +248,25 @@ def _set_against(
     first = counts[scored[0]][0]
     groups = first.groups if plan.settings.resample == "group" else None
     draws = Draws(first.names, groups, plan.settings.resamples)
+    best = max(scored, key=lambda label: plan.sign * (results[label].mean or 0.0))
+    results[best].standing = "best"
+    if draws.num_units < FEWEST_UNITS:
+        return draws
     drawn = {
         label: np.stack([draws.scores(of_seed.select(first.names), plan.score) for of_seed in counts[label]])
         for label in scored
     }
-    best = max(scored, key=lambda label: results[label].mean or 0.0)
     for label in scored:
         result = results[label]
         assert result.mean is not None
         own = interval(result.mean, drawn[label].mean(0))
         result.low, result.high = own.low, own.high
         if label == best:
-            result.standing = "best"
             continue
         best_mean = results[best].mean
         assert best_mean is not None
-        result.behind = difference(best_mean - result.mean, drawn[best], drawn[label], draws)
+        value = plan.sign * (best_mean - result.mean)
+        result.behind = difference(value, plan.sign * drawn[best], plan.sign * drawn[label], draws)
         result.standing = "behind" if result.behind.low > 0 else "not distinguishable"
     return draws
 

@@ -162,7 +162,10 @@ def _choose(
     rates: dict[str, float] = {}
     best: dict[str, float] = {}
     for trial in tried:
-        if trial["val"] is not None and trial["val"] > best.get(trial["row"], float("-inf")):
-            best[trial["row"]] = trial["val"]
+        if trial["val"] is None:
+            continue
+        value = plan.sign * trial["val"]
+        if value > best.get(trial["row"], float("-inf")):
+            best[trial["row"]] = value
             rates[trial["row"]] = trial["learning_rate"]
     return rates, tried

@@ -50,7 +50,8 @@ class ComparisonSettings(Settings):
     )
     score: str | None = Field(None, description="metric that decides; default: train.monitor")
     resample: Literal["image", "group"] = Field(
-        "image", description="what the bootstrap draws: images, or whole groups (patients, sequences)"
+        "image",
+        description="what the bootstrap draws: images (or volumes), or whole groups (patients, sequences)",
     )
     resamples: int = Field(2000, ge=100, le=100_000, description="draws of the bootstrap")
     engine: Literal["local", "ray"] = Field("local", description="who runs the cells")

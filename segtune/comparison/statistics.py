@@ -1,10 +1,10 @@
 """Scores from the counts of images, their intervals, and whether two rows can be told apart.
 
-Everything is a bootstrap over the images of the test split: images (or whole groups) are drawn with
-replacement, and the score of the drawn set is computed as that of the real one. Two rows are compared
-on the same draws, which is what makes the test a paired one: an image that is difficult for both adds
-nothing to their difference. Where there are several seeds, the comparison draws seeds too, each row
-its own, since a difference smaller than that between two seeds says nothing about methods.
+Everything is a bootstrap over the images of the test split, or over its volumes: they, or whole groups,
+are drawn with replacement, and the score of the drawn set is computed as that of the real one. Two rows
+are compared on the same draws, which is what makes the test a paired one: an image that is difficult for
+both adds nothing to their difference. Where there are several seeds, the comparison draws seeds too, each
+row its own, since a difference smaller than that between two seeds says nothing about methods.
 
 Source
     Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 (percentile interval) and 8
@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from segtune.engine.case_values import CaseValues, Floats
 from segtune.engine.image_counts import ImageCounts
+from segtune.metrics import VOLUME_METRICS
 
-Floats = NDArray[np.float64]
+Measured = ImageCounts | CaseValues
+"""What a run has left for each image, or for each volume."""
 
 LEVEL = 0.95
 """Of every interval."""
@@ -81,7 +84,11 @@ SCORES: dict[str, Score] = {
 PER_IMAGE: dict[str, Score] = {"miou_per_image": SCORES["miou"]}
 """Scores that are means over images, by what is computed of each image."""
 
-HAVE_INTERVALS = frozenset({*SCORES, *PER_IMAGE})
+HAVE_INTERVALS = frozenset({*SCORES, *PER_IMAGE, *VOLUME_METRICS})
+
+FEWEST_UNITS = 6
+"""Of images, volumes or groups: where n pairs all favour one row, luck alone does so in 2 of 2^n cases; with
+fewer pairs no difference can be shown at the 95 % level, whatever the scores are."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,10 @@ class Draws:
         """[R, N] how often each draw holds each image."""
         self.generator = generator
 
-    def scores(self, counts: ImageCounts, score: str) -> Floats:
+    def scores(self, counts: Measured, score: str) -> Floats:
         """[R] score of each draw."""
+        if isinstance(counts, CaseValues):
+            return counts.means(self.weights)
         tables = (counts.right, counts.true, counts.predicted)
         if score in PER_IMAGE:
             of_images = PER_IMAGE[score](*(table.astype(float) for table in tables))  # [N]
@@ -135,8 +144,10 @@ class Draws:
         )
 
 
-def score_of(counts: ImageCounts, score: str) -> float:
+def score_of(counts: Measured, score: str) -> float:
     """The score of the whole set."""
+    if isinstance(counts, CaseValues):
+        return float(counts.means(np.ones((1, len(counts.names))))[0])
     tables = [table.astype(float) for table in (counts.right, counts.true, counts.predicted)]
     if score in PER_IMAGE:
         return float(np.nanmean(PER_IMAGE[score](*tables)))

@@ -72,26 +72,27 @@ def legend(comparison: Comparison) -> list[str]:
     """What the numbers are, line by line."""
     runs = f"{comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}"
     if comparison.folds is not None:
-        runs += f", {comparison.folds} folds (each image tested once for each seed)"
+        runs += f", {comparison.folds} folds (each of the {comparison.things} tested once for each seed)"
+    better = "; lower is better" if comparison.lower_is_better else ""
     lines = [
-        f"{comparison.score} on {comparison.num_images} {comparison.split} images, mean ± standard deviation"
-        f" over {runs}; ** best, * not distinguishable from it"
+        f"{comparison.score} on {comparison.num_images} {comparison.split} {comparison.things}, mean ±"
+        f" standard deviation over {runs}{better}; ** best, * not distinguishable from it"
     ]
-    if comparison.num_units:
-        what = "images" if comparison.unit == "image" else "groups"
+    if comparison.has_intervals:
+        what = f"{comparison.unit}s"
         lines.append(
             f"intervals and the test against the best: bootstrap over {comparison.num_units} {what};"
             " the test is paired and draws seeds too"
         )
-        if comparison.unit == "image" and 0 < comparison.num_groups < comparison.num_images:
+        if comparison.unit != "group" and 0 < comparison.num_groups < comparison.num_images:
             lines.append(
-                f"the images come from {comparison.num_groups} groups; images of one group resemble each"
-                " other, so that the intervals are too narrow for new groups: compare.resample=group"
+                f"the {comparison.things} come from {comparison.num_groups} groups; those of one resemble"
+                " each other, so that the intervals are too narrow for new groups: compare.resample=group"
             )
     if comparison.split == "val":
         lines.append(
-            "there is no test split: scores are on the validation images that also chose the best"
-            " checkpoint, so they are too good"
+            f"there is no test split: scores are on the validation {comparison.things} that also chose the"
+            " best checkpoint, so they are too good"
         )
     if comparison.peak_of == "process":
         lines.append("peak process memory holds the program and its libraries too")

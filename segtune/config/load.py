@@ -19,6 +19,7 @@ from segtune.metrics import METRICS, SALIENCY, VOLUME_METRICS
 from segtune.models import MODELS
 from segtune.registry import Registry, nearest
 from segtune.settings import Settings
+from segtune.trackers import TRACKERS
 
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
@@ -173,6 +174,11 @@ class _Loader:
             self.problems.append(
                 f"train.monitor = {_shown(monitor)}: a saliency score; set train.saliency=true with it"
             )
+        for name in dict.fromkeys(config.train.trackers):
+            try:
+                TRACKERS.check(name)
+            except UnknownNameError as error:
+                self.problems.append(f"train.trackers: {error.message}; {error.hint}")
         if self.problems:
             raise SettingsError(self.problems)
         return config

@@ -97,6 +97,12 @@ class TrainSettings(Settings):
     )
     cache_limit: float = Field(20.0, gt=0, description="GiB of the folder of all caches of activations")
 
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="tools that follow the run, see `segtune list trackers`"
+    )
+    tracker_project: str = Field("segtune", min_length=1, description="what trackers file the run under")
+    profile_steps: int = Field(20, ge=1, description="steps whose parts `segtune fit --profile` times")
+
     @model_validator(mode="before")
     @classmethod
     def _as_text(cls, values: Any) -> Any:

@@ -11,6 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ class MSD:
         """Volumes to predict: those of imagesTs, else of imagesTr, else of the folder itself."""
         folder = next((root / n for n in ("imagesTs", "imagesTr") if (root / n).is_dir()), root)
         description = _read_description(root if folder != root else root.parent)
-        return _cases(folder, description)
+        labels = _label_files(folder.with_name(folder.name.replace("images", "labels")))
+        return [replace(case, label=labels.get(case.name)) for case in _cases(folder, description)]
 
 
 def channel_cases(paths: Sequence[Path], channels: Mapping[int, str]) -> list[Case]:
@@ -117,9 +119,16 @@ def _cases(folder: Path, description: Mapping[str, Any]) -> list[Case]:
     return channel_cases(paths, _channels(description))
 
 
+def _label_files(folder: Path) -> dict[str, Path]:
+    """Labels by the name of their volume; none where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    return {stem(path): path for path in sorted(folder.iterdir()) if is_volume(path)}
+
+
 def _labelled(root: Path, end: str, description: Mapping[str, Any], findings: list[Finding]) -> list[Case]:
     cases = _cases(root / f"images{end}", description)
-    labels = {stem(path): path for path in sorted((root / f"labels{end}").iterdir()) if is_volume(path)}
+    labels = _label_files(root / f"labels{end}")
     findings += file_finding(
         Severity.WARNING,
         "unmatched-file",
@@ -137,15 +146,11 @@ def _labelled(root: Path, end: str, description: Mapping[str, Any], findings: li
         [path for name, path in labels.items() if name not in names],
         "add the volumes, or remove the labels",
     )
-    return [
-        Case(name=case.name, scans=case.scans, label=labels[case.name])
-        for case in cases
-        if case.name in labels
-    ]
+    return [replace(case, label=labels[case.name]) for case in cases if case.name in labels]
 
 
 def _in_split(case: Case, split: str | None) -> Case:
-    return Case(name=case.name, scans=case.scans, label=case.label, split=split)
+    return replace(case, split=split)
 
 
 def _read_description(root: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segtune.data.base import DataIndex, Severity
@@ -72,7 +73,9 @@ class NiftiPairs:
 
     def cases(self, root: Path) -> list[Case]:
         """Volumes to predict; masks among them are passed over."""
-        return _image_cases(root, _files(root)[0])
+        images, masks = _files(root)
+        cases = _image_cases(root, images)
+        return [replace(case, label=_mask_of(root, case, images, masks)) for case in cases]
 
 
 def _files(root: Path) -> tuple[list[Path], list[Path]]:
@@ -118,7 +121,7 @@ def _pair(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> tuple[li
         if mask is None:
             lone.append(case.first.path)
         else:
-            paired.append(Case(name=case.name, scans=case.scans, label=mask, split=case.split))
+            paired.append(replace(case, label=mask))
     return paired, lone
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
@@ -29,6 +29,8 @@ INK: Colour = (30, 32, 36)
 FAINT: Colour = (120, 124, 130)
 IGNORED: tuple[Colour, Colour] = ((236, 236, 236), (208, 208, 208))
 """The two colours of the stripes that stand for ignored pixels."""
+BOXED: Colour = (240, 228, 66)
+"""Of the boxes that a model was given."""
 
 
 def write_preview(index: DataIndex, path: Path, num: int = 12) -> Path:
@@ -105,6 +107,21 @@ def overlay(
     mixed[border] = 255
     result: NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
     return result
+
+
+def outline_boxes(picture: NDArray[np.uint8], boxes: ArrayLike, colour: Colour = BOXED) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] with the rims of boxes drawn in one colour.
+
+    Args:
+        picture: is left as it is.
+        boxes: [N, 4] left, top, right, bottom in pixels; what lies beyond the picture is not drawn.
+        colour: of the rims.
+    """
+    drawn = Pillow.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    for left, top, right, bottom in np.rint(np.asarray(boxes, np.float64)).astype(int).reshape(-1, 4):
+        draw.rectangle((int(left), int(top), int(right), int(bottom)), outline=colour)
+    return np.array(drawn)
 
 
 def choose(index: DataIndex, num: int) -> list[Sample]:

@@ -168,6 +168,14 @@ class PromptSource:
         return packed
 
 
+def known_boxes(prompts: Prompts) -> NDArray[np.float32] | None:
+    """Boxes [N, 4] of the objects of one image; None for prompts without boxes."""
+    if prompts.boxes is None:
+        return None
+    boxes: NDArray[np.float32] = prompts.boxes[prompts.classes >= 0].numpy()
+    return boxes
+
+
 def stack_prompts(prompts: Sequence[Prompts]) -> Prompts:
     """Prompts of single images as those of a batch, filled up with objects of class -1.
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segtune.data.base import DataIndex, Sample
 from segtune.data.loading import LoadedSample, collate, eval_loader
 from segtune.data.prompts import PromptSource
 from segtune.data.settings import DataSettings
 from segtune.data.volumes.reader import VolumeReader
-from segtune.engine.infer import Inference
+from segtune.engine.infer import Inference, most_probable
+from segtune.engine.phases import Phases
 from segtune.engine.volumes import VolumeScoring, whole_cases
 from segtune.engine.world import World
 from segtune.errors import DataError, UsageError
@@ -63,6 +65,7 @@ def evaluate_samples(
     saliency: bool = False,
     progress: Callable[[int, int], None] | None = None,
     world: World | None = None,
+    phases: Phases | None = None,
 ) -> Evaluation:
     """Scores a model on samples with ground truth.
 
@@ -77,6 +80,7 @@ def evaluate_samples(
         saliency: also score the foreground's probabilities, of two classes.
         progress: called with the number of images done and of all.
         world: processes that share the work; each gets the scores of all.
+        phases: times reading, network and metrics.
 
     Raises:
         DataError: there is no sample.
@@ -100,25 +104,24 @@ def evaluate_samples(
     prompts = PromptSource(settings, prompted, classes.ignore_index) if prompted else None
     surprise, pixels = 0.0, 0
     done = 0
+    phases = phases or Phases()
     # of fewer images than processes, some get none
     loaded = eval_loader(index, own, settings, prompts) if own else ()
-    for batch in _equal_sizes(loaded, batch_size):
-        probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
-        predictions = probabilities.argmax(dim=1)
-        masks = batch.masks
-        if volumes is not None:
-            volumes.add(batch.names, probabilities, tally)
-        else:
-            for name, prediction, mask in zip(batch.names, predictions, masks, strict=True):
-                tally.update(prediction, mask, name)
-        if saliency:
-            for foreground, mask in zip(probabilities[:, 1], masks, strict=True):
-                maps.update(foreground, mask)
-        valid = masks != classes.ignore_index
-        labels = torch.where(valid, masks, 0).long()
-        chosen = probabilities.gather(1, labels[:, None])[:, 0][valid]
-        surprise -= chosen.double().clamp_min(1e-12).log().sum().item()
-        pixels += int(valid.sum())
+    for batch in _timed(_equal_sizes(loaded, batch_size), phases):
+        with phases("network"):
+            probabilities = inference.probabilities(batch.images, batch.prompts).cpu()
+        with phases("metrics"):
+            if volumes is not None:
+                volumes.add(batch.names, probabilities, tally)
+            else:
+                predictions = most_probable(probabilities)
+                for name, prediction, mask in zip(batch.names, predictions, batch.masks, strict=True):
+                    tally.update(prediction, mask, name)
+            if saliency:
+                for foreground, mask in zip(probabilities[:, 1], batch.masks, strict=True):
+                    maps.update(foreground, mask)
+            more, counted = _surprise(probabilities, batch.masks, classes.ignore_index)
+            surprise, pixels = surprise + more, pixels + counted
         done += len(batch.names)
         if progress is not None:
             progress(done, len(own))
@@ -151,6 +154,15 @@ def evaluate_samples(
     )
 
 
+def _surprise(probabilities: Tensor, masks: Tensor, ignore_index: int) -> tuple[float, int]:
+    """Sum of the cross entropy over the pixels that count, and their number."""
+    valid = masks != ignore_index
+    labels = torch.where(valid, masks, 0).long()
+    surprise = -probabilities.gather(1, labels[:, None])[:, 0].clamp_min(1e-12).log()
+    # picking out the pixels would take longer than the rest
+    return torch.where(valid, surprise, 0.0).sum(dtype=torch.float64).item(), int(valid.sum())
+
+
 Part = tuple[Tally, SaliencyTally, dict[str, Any], float, int]
 """What one process has counted."""
 
@@ -168,6 +180,15 @@ def require_two_classes(num_classes: int) -> None:
             f"saliency scores are of one foreground, and there are {num_classes} classes",
             hint="leave --saliency (train.saliency) out, or map mask values to two classes with data.values",
         )
+
+
+def _timed(batches: Iterator[Batch], phases: Phases) -> Iterator[Batch]:
+    while True:
+        with phases("read"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _equal_sizes(loader: Iterable[LoadedSample], batch_size: int) -> Iterator[Batch]:

@@ -25,9 +25,12 @@ from segtune.engine.image_counts import ImageCounts, write_counts
 from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
 from segtune.engine.kept import averaged_steps, load_average, load_step
+from segtune.engine.phases import Phases
+from segtune.engine.profile import Profiler
 from segtune.engine.rank import is_first_process
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import git_commit, versions
+from segtune.engine.tracking import require_trackers
 from segtune.engine.train import Trainer
 from segtune.engine.world import join_world
 from segtune.errors import SegtuneError
@@ -59,6 +62,7 @@ def fit(
     reporter: Reporter | None = None,
     check: CheckReport | None = None,
     began: float | None = None,
+    profile: bool = False,
 ) -> FitResult:
     """Tunes a model on a data set and leaves a run folder.
 
@@ -69,6 +73,7 @@ def fit(
         reporter: hears what happens.
         check: what `take_in` found, where it was done already.
         began: moment of `time.perf_counter` at which the run's start-up began; default: now.
+        profile: time the parts of the first steps and record a trace, in the run's folder.
 
     Returns:
         Scores and costs.
@@ -84,6 +89,7 @@ def fit(
         folder.claim(resume=resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    require_trackers(config.train.trackers)
     world = join_world(config)
     reporter = reporter if reporter is not None and world.is_first else Reporter()
     try:
@@ -94,20 +100,49 @@ def fit(
             folder.write_config(config)
             write_json(folder.data, check.to_dict())
         _announce(job, reporter)
-        trainer = Trainer(job, reporter, world)
+        profiler = _profiler(job) if profile and world.is_first else None
+        trainer = Trainer(job, reporter, world, profiler or Phases())
+        failed = True
         try:
-            trainer.run(began)
-        except (SegtuneError, OSError):
-            # not one step was done: nothing is worth keeping
-            if world.is_first and not resume and trainer.progress.step == 0:
-                shutil.rmtree(folder.path)
-            raise
-        if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
-            job.tunable = build_from_config(config, job.index.classes)
-            place(job.tunable.model, job.device)
-        return _finish(job, trainer, reporter)
+            _train(trainer, began, resume=resume)
+            finished = _finish(job, trainer, reporter)
+            failed = False
+        finally:
+            if profiler is not None:
+                profiler.close()
+            if trainer.tracking is not None:
+                trainer.tracking.close(failed=failed)
+        if profiler is not None:
+            _show(profiler, finished, trainer.validator.num_evaluated, reporter)
+        return finished
     finally:
         reporter.close()
+
+
+def _train(trainer: Trainer, began: float, *, resume: bool) -> None:
+    job, world = trainer.job, trainer.world
+    try:
+        trainer.run(began)
+    except (SegtuneError, OSError):
+        # not one step was done: nothing is worth keeping
+        if world.is_first and not resume and trainer.progress.step == 0:
+            shutil.rmtree(job.folder.path)
+        raise
+    if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
+        job.tunable = build_from_config(job.config, job.index.classes)
+        place(job.tunable.model, job.device)
+
+
+def _profiler(job: Job) -> Profiler:
+    steps = job.config.train.profile_steps
+    return Profiler(job.tunable.model, job.device, steps, job.folder.profile)
+
+
+def _show(profiler: Profiler, finished: FitResult, num_evaluated: int, reporter: Reporter) -> None:
+    for table in profiler.write(finished.result["seconds"], num_evaluated):
+        reporter.table("", table.header, table.rows)
+    advice = profiler.advice()
+    reporter.note(*([advice] if advice else []), f"profile: {finished.folder / 'profile'}")
 
 
 def _announce(job: Job, reporter: Reporter) -> None:
@@ -209,6 +244,8 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
     }
     if world.is_first:
         write_json(folder.result, result)
+        assert trainer.tracking is not None, "it was trained, or kept as it is"
+        trainer.tracking.finish(result)
     return FitResult(folder=folder.path, result=result)
 
 

@@ -3,7 +3,7 @@
     config.yaml      resolved settings            adapter/          the best adapter
     metrics.jsonl    one line a step and epoch    checkpoints/      last.pt, the best step-N.safetensors
     metrics.csv      one line an epoch            result.json       scores, seconds, memory, versions
-    tensorboard/     the same as events           data.json         how the data was read, findings
+    tensorboard/     the same (train.trackers)    data.json         how the data was read, findings
     images_SPLIT.csv counts of each scored image  resources.csv     memory and load, second by second
     attention/       mean attention distances, once measured
 
@@ -54,9 +54,9 @@ class RunFolder:
         return self.path / "resources.csv"
 
     @property
-    def events(self) -> Path:
-        """TensorBoard events."""
-        return self.path / "tensorboard"
+    def trackers(self) -> Path:
+        """What trackers call the run."""
+        return self.path / "trackers.json"
 
     @property
     def adapter(self) -> Path:
@@ -67,6 +67,11 @@ class RunFolder:
     def last(self) -> Path:
         """The checkpoint that `--resume` continues from."""
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of a profile: times of the parts of a step, and a trace."""
+        return self.path / "profile"
 
     def kept(self, step: int | str) -> Path:
         """Tensors of a step that is kept: of a best validation, or of the last one."""

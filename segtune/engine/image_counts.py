@@ -47,6 +47,15 @@ class ImageCounts:
         names = tuple(tally.names)
         return cls(names, tuple(groups[name] for name in names), right, true, tally.unions + right - true)
 
+    @classmethod
+    def joined(cls, parts: Sequence[ImageCounts]) -> ImageCounts:
+        """The images of several parts as one set."""
+        return cls(
+            tuple(name for part in parts for name in part.names),
+            tuple(group for part in parts for group in part.groups),
+            *(np.concatenate([getattr(part, what) for part in parts]) for what in COUNTED),
+        )
+
     def select(self, names: Sequence[str]) -> ImageCounts:
         """The counts of these images, in this order."""
         place = {name: index for index, name in enumerate(self.names)}

@@ -19,7 +19,7 @@ from segtune.data.settings import DataSettings
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.engine.failures import is_out_of_memory
 from segtune.engine.prefix_cache import PrefixCache
-from segtune.engine.prompts import mirror_prompts, scale_prompts, to_device
+from segtune.engine.prompts import mirror_prompts, pick_prompts, scale_prompts, to_device
 from segtune.errors import TrainingError, UsageError
 from segtune.models.base import SegModel
 from segtune.types import Prompts
@@ -164,7 +164,7 @@ class Inference:
 
     def classes(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Images [B, C, H, W] to the most probable class of each pixel, int64 [B, H, W] on the CPU."""
-        return self.probabilities(images, prompts).argmax(dim=1).cpu()
+        return most_probable(self.probabilities(images, prompts)).cpu()
 
     def _sides(self, images: Tensor, prompts: Prompts | None) -> Tensor:
         probabilities = self._windows(images, prompts)
@@ -191,12 +191,28 @@ class Inference:
         return total / weights
 
     def _forward(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
+        if prompts is not None and not (known := (prompts.classes >= 0).any(dim=1)).all():
+            # Nothing is pointed at: such an image is background, whatever the network would say.
+            size = (len(images), self.model.num_classes, *images.shape[-2:])
+            probabilities = torch.zeros(size, device=images.device)
+            probabilities[:, 0] = 1
+            if known.any():
+                probabilities[known] = self._forward(images[known], pick_prompts(prompts, known))
+            return probabilities
         precision = self.settings.precision
         dtype = torch.float16 if precision == "16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=precision != "32"):
             cut = None if self.cache is None else self.cache(images)
             logits: Tensor = self.model(images, prompts=prompts, cut=cut).logits
         return logits.float().softmax(dim=1)
+
+
+def most_probable(probabilities: Tensor) -> Tensor:
+    """The class of each pixel, int64 [B, H, W]; the first of several that are equally probable.
+
+    The same as `argmax`, which takes three to ten times as long over channels on a CPU.
+    """
+    return probabilities.max(dim=1).indices
 
 
 def require_whole_images(model: SegModel, settings: InferenceSettings) -> None:

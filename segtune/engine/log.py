@@ -1,4 +1,4 @@
-"""The metrics of a run as files: JSON lines, CSV and TensorBoard events."""
+"""The metrics of a run as files, JSON lines and CSV, and on their way to trackers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from segtune.engine.files import plain, write_text
 from segtune.engine.folder import RunFolder
+from segtune.engine.tracking import Tracking
 
 
 class MetricLog:
-    """Appends to `metrics.jsonl`, and keeps the other two in step with it.
+    """Appends to `metrics.jsonl`, and keeps table and trackers in step with it.
 
     Args:
         folder: the run's.
         start_bytes: what was written behind this position belongs to steps that will be done again.
-        start_step: the first step that will be logged.
+        tracking: hears every line too.
     """
 
-    def __init__(self, folder: RunFolder, start_bytes: int, start_step: int) -> None:
+    def __init__(self, folder: RunFolder, start_bytes: int, tracking: Tracking) -> None:
         self._folder = folder
+        self._tracking = tracking
         self._file = folder.metrics.open("ab")
         self._file.truncate(min(start_bytes, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
-        self._events = SummaryWriter(str(folder.events), purge_step=start_step or None)
 
     @property
     def num_bytes(self) -> int:
@@ -39,7 +38,7 @@ class MetricLog:
         return self._file.tell()
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        """One line; numbers also become events.
+        """One line; its numbers are also tracked.
 
         Args:
             kind: "train" or "val".
@@ -47,9 +46,7 @@ class MetricLog:
         """
         line = json.dumps(plain({"kind": kind, **values}))
         self._file.write(line.encode() + b"\n")
-        for name, value in values.items():
-            if isinstance(value, int | float) and name not in {"step", "epoch"}:
-                self._events.add_scalar(f"{kind}/{name}", value, values["step"])
+        self._tracking.log(kind, values)
 
     def write_table(self, validations: list[dict[str, Any]]) -> None:
         """Writes the validations as CSV."""
@@ -63,6 +60,5 @@ class MetricLog:
             write_text(self._folder.table, text.getvalue())
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file."""
         self._file.close()
-        self._events.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +21,15 @@ from segtune.data.prompts import stack_prompts
 from segtune.data.transforms import to_tensor
 from segtune.engine.files import write_with
 from segtune.engine.infer import Inference, InferenceSettings
+from segtune.engine.overlap import ahead
 from segtune.engine.prompts import FORMAT, prompts_for, read_prompts
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun
 from segtune.errors import SegtuneError, UsageError
 from segtune.types import Prompts
+
+AHEAD = 2
+"""Images that are read before the model takes them, and as many that wait to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,15 @@ class Prediction:
     image: Path
     mask: Path
     overlay: Path | None
+
+
+class _Predicted(NamedTuple):
+    """One image with its classes [H, W]."""
+
+    path: Path
+    stem: Path
+    image: Image
+    classes: NDArray[np.uint8]
 
 
 def find_images(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
@@ -115,6 +130,8 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Predicts a mask for each image and writes it as it is done.
 
+    Images are read, and results written, by a thread each while the model computes.
+
     Args:
         run: a loaded run.
         inputs: image files and folders.
@@ -144,15 +161,20 @@ def predict_files(
     objects = dict(zip(names, _read_prompts(run, found, prompts), strict=False))
     rule = ChannelRule(bands=settings.bands, value_range=settings.value_range)
     failures: list[str] = []
-    done = 0
-    for batch in _equal_sizes(_readable(found, names, run, rule, failures, reporter), batch_size):
-        images = torch.stack([to_tensor(image) for _, _, image in batch])
-        given = stack_prompts([objects[name] for _, name, _ in batch]) if objects else None
-        predictions = inference.classes(images, given).numpy().astype(np.uint8)
-        for (path, name, image), classes in zip(batch, predictions, strict=True):
-            done += 1
-            reporter.evaluating(done, len(found))
-            yield _write(path, out / name, image, classes, run.description.classes, overlays)
+
+    def predicted() -> Iterator[_Predicted]:
+        done = 0
+        for batch in _equal_sizes(_readable(found, names, run, rule, failures, reporter), batch_size):
+            images = torch.stack([to_tensor(image) for _, _, image in batch])
+            given = stack_prompts([objects[name] for _, name, _ in batch]) if objects else None
+            predictions = inference.classes(images, given).numpy().astype(np.uint8)
+            for (path, name, image), classes in zip(batch, predictions, strict=True):
+                done += 1
+                reporter.evaluating(done, len(found))
+                yield _Predicted(path, out / name, image, classes)
+
+    write = partial(_write, palette=run.description.classes, overlays=overlays)
+    yield from ahead(write, predicted(), AHEAD)
     if len(failures) == len(found):
         raise SegtuneError(f"none of the {len(found)} images could be predicted: {failures[0]}")
 
@@ -183,17 +205,24 @@ def _readable(
 ) -> Iterator[tuple[Path, Path, Image]]:
     """Path, output name and pixels of each image that the model can take; the others are reported."""
     wanted = run.tunable.model.input_spec.channels
-    for (path, _), name in zip(found, names, strict=True):
-        try:
-            image = read_image(path, rule)
-        except SegtuneError as error:
-            failures.append(str(error))
-        else:
-            if image.shape[-1] == wanted:
-                yield path, name, image
-                continue
+    images = ahead(partial(_read, rule=rule), (path for path, _ in found), AHEAD)
+    for (path, _), name, image in zip(found, names, images, strict=True):
+        if isinstance(image, SegtuneError):
+            failures.append(str(image))
+        elif image.shape[-1] != wanted:
             failures.append(f"{path} has {image.shape[-1]} channels, the model takes {wanted}")
+        else:
+            yield path, name, image
+            continue
         reporter.note(f"left out: {failures[-1]}")
+
+
+def _read(path: Path, rule: ChannelRule) -> Image | SegtuneError:
+    """An image, or why it cannot be read."""
+    try:
+        return read_image(path, rule)
+    except SegtuneError as error:
+        return error
 
 
 def _equal_sizes(
@@ -209,16 +238,16 @@ def _equal_sizes(
         yield held
 
 
-def _write(
-    path: Path, stem: Path, image: Image, classes: NDArray[np.uint8], palette: Classes, overlays: bool
-) -> Prediction:
+def _write(made: _Predicted, palette: Classes, overlays: bool) -> Prediction:
+    stem = made.stem
     mask_path = stem.with_name(f"{stem.name}.png")
-    save_mask(mask_path, classes, palette)
+    save_mask(mask_path, made.classes, palette)
     overlay_path = None
     if overlays:
         overlay_path = stem.with_name(f"{stem.name}_overlay.png")
-        write_with(overlay_path, PillowImage.fromarray(overlay(display(image), classes, palette)).save)
-    return Prediction(image=path, mask=mask_path, overlay=overlay_path)
+        picture = overlay(display(made.image), made.classes, palette)
+        write_with(overlay_path, PillowImage.fromarray(picture).save)
+    return Prediction(image=made.path, mask=mask_path, overlay=overlay_path)
 
 
 def save_mask(path: Path, classes: NDArray[np.uint8], palette: Classes) -> None:

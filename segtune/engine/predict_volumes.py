@@ -15,7 +15,8 @@ from PIL import Image as PillowImage
 from segtune.data import FORMATS
 from segtune.data.base import Classes, Sample
 from segtune.data.msd import channel_cases
-from segtune.data.preview import overlay
+from segtune.data.preview import outline_boxes, overlay
+from segtune.data.prompts import PromptSource, known_boxes, stack_prompts
 from segtune.data.transforms import to_tensor
 from segtune.data.volumes.build import slices_of
 from segtune.data.volumes.nifti import is_volume
@@ -23,12 +24,13 @@ from segtune.data.volumes.nifti import stem as name_of
 from segtune.data.volumes.reader import VolumeReader
 from segtune.data.volumes.scan import Case
 from segtune.data.volumes.settings import VolumeRecipe
-from segtune.data.volumes.survey import survey
+from segtune.data.volumes.survey import Survey, survey
 from segtune.engine.files import write_bytes, write_with
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.predict import Prediction, display
 from segtune.engine.reporter import Reporter
 from segtune.engine.run import LoadedRun
+from segtune.engine.volume_prompts import FORMAT, PromptsOf, from_file, from_masks
 from segtune.engine.volumes import Volume, VolumeGathering
 from segtune.errors import SegtuneError, UsageError
 
@@ -38,6 +40,8 @@ _NUMBERED = re.compile(r"^(image|channel_\d+)$")
 
 def find_cases(inputs: Sequence[Path], recipe: VolumeRecipe) -> list[Case]:
     """The cases that files and folders stand for, with the modalities' names of training.
+
+    Those of folders have their masks, where there are any.
 
     Args:
         inputs: volumes, and folders laid out as in training, with or without masks.
@@ -65,7 +69,7 @@ def find_cases(inputs: Sequence[Path], recipe: VolumeRecipe) -> list[Case]:
                 hint=f"it is searched like the training data, format {recipe.format}",
             )
         found += own
-    cases = [_renamed(replace(case, label=None), names) for case in found]
+    cases = [_renamed(case, names) for case in found]
     _refuse_twice([case.name for case in cases])
     return cases
 
@@ -86,7 +90,7 @@ def predict_volumes(
     settings: InferenceSettings | None = None,
     overlays: bool = True,
     batch_size: int = 1,
-    prompts: Path | None = None,
+    prompts: Path | PromptSource | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
     """Predicts a mask for each case and writes it as it is done.
@@ -99,34 +103,42 @@ def predict_volumes(
         settings: how volumes are fed; default: as in training.
         overlays: write the pictures too.
         batch_size: slices that enter the model at once.
-        prompts: not taken: no file says where objects are in slices.
+        prompts: for a model that is prompted: a file (`engine/volume_prompts.py`), or what draws them from
+            the masks that lie with the volumes.
         reporter: hears about progress and about cases that cannot be predicted.
 
     Yields:
         The files of each case, in order. A case whose files do not fit is reported and left out.
 
     Raises:
-        UsageError: there is nothing to predict, a result would replace an input, or the model is prompted.
+        UsageError: there is nothing to predict, a result would replace an input; prompts are missing,
+            wrong or not wanted.
         SegtuneError: no case at all can be predicted.
     """
     reporter = reporter or Reporter()
-    if prompts is not None or run.tunable.model.prompted:
-        raise UsageError(
-            "volumes cannot be predicted with prompts",
-            hint="`segtune evaluate` draws prompts from masks; for prediction tune without model.prompts",
-        )
+    _require_prompts(run, prompts)
     settings = settings or InferenceSettings.from_dict(run.description.inference)
     recipe = settings.volume
     assert recipe is not None, "the run was trained on images"
     found = find_cases(inputs, recipe)
-    looked_at = survey(found, recipe.modality_names or (), recipe)
-    failures = [message for items in looked_at.problems.values() for message, _ in items]
+    failures = []
+    if isinstance(prompts, PromptSource):
+        failures = [f"{c.name}: there is no mask to draw prompts from" for c in found if c.label is None]
+        wanted = [case for case in found if case.label is not None]
+    else:
+        wanted = [
+            replace(case, label=None) for case in found
+        ]  # whatever is wrong with a mask does not matter
+    looked_at = survey(wanted, recipe.modality_names or (), recipe)
+    failures += [message for items in looked_at.problems.values() for message, _ in items]
+    failures += _drop_strange_masks(looked_at, recipe)
     reporter.note(*(f"left out: {message}" for message in failures))
     if not looked_at.cases:
         raise SegtuneError(f"none of the {len(found)} volumes can be predicted: {failures[0]}")
     cases = {case.name: case for case in looked_at.cases}
     _keep_sources(cases, out)
-    reader = VolumeReader(recipe=recipe, cases=cases, classes_of={})
+    reader = VolumeReader(recipe=recipe, cases=cases)
+    prompts_of = _prompts_of(run, reader, prompts, reporter)
     inference = Inference(run.tunable.model, settings)
     samples = {case.name: slices_of(case, reader) for case in looked_at.cases}
     done, total = 0, sum(map(len, samples.values()))
@@ -135,11 +147,49 @@ def predict_volumes(
         for start in range(0, len(own), batch_size):
             batch = own[start : start + batch_size]
             images = torch.stack([to_tensor(reader.image(sample)) for sample in batch])
-            complete = gathering.add([sample.name for sample in batch], inference.probabilities(images).cpu())
+            given = None if prompts_of is None else stack_prompts([prompts_of(sample) for sample in batch])
+            probabilities = inference.probabilities(images, given).cpu()
             done += len(batch)
             reporter.evaluating(done, total)
-            for _, classes in complete:
-                yield _write(reader, own, classes, out / name, run.description.classes, overlays)
+            for _, classes in gathering.add([sample.name for sample in batch], probabilities):
+                yield _write(reader, own, classes, out / name, run.description.classes, overlays, prompts_of)
+
+
+def _drop_strange_masks(looked_at: Survey, recipe: VolumeRecipe) -> list[str]:
+    """Takes out the cases whose masks hold values that were no class in training, and says which."""
+    strange = {
+        case: [value for value in facts["values"] if int(value) not in recipe.classes_of]
+        for case, facts in looked_at.labels.items()
+    }
+    looked_at.cases = [case for case in looked_at.cases if not strange.get(case.name)]
+    return [
+        f"{case}: its mask holds the values {', '.join(values)}, which mean no class to this model"
+        for case, values in strange.items()
+        if values
+    ]
+
+
+def _require_prompts(run: LoadedRun, prompts: Path | PromptSource | None) -> None:
+    """Refuses prompts that are not wanted, and asks for those that are."""
+    kinds = run.tunable.model.prompted
+    if kinds and prompts is None:
+        raise UsageError(
+            f"{run.description.model} was tuned with prompts ({' and '.join(sorted(kinds))}) and needs them",
+            hint=f"--prompts FILE.json with {FORMAT}; or --prompts-from-masks, where the volumes have masks",
+        )
+    if prompts is not None and not kinds:
+        raise UsageError(f"{run.description.model} takes no prompts here", hint="leave them out")
+
+
+def _prompts_of(
+    run: LoadedRun, reader: VolumeReader, prompts: Path | PromptSource | None, reporter: Reporter
+) -> PromptsOf | None:
+    if prompts is None:
+        return None
+    if isinstance(prompts, PromptSource):
+        reporter.note(f"prompts: {prompts.describe()}; such predictions know where the objects are")
+        return from_masks(prompts, reader)
+    return from_file(prompts, reader, run.description.classes, run.tunable.model.prompted)
 
 
 def _renamed(case: Case, names: Sequence[str]) -> Case:
@@ -172,6 +222,7 @@ def _write(
     stem: Path,
     palette: Classes,
     overlays: bool,
+    prompts_of: PromptsOf | None,
 ) -> Prediction:
     name = samples[0].case
     write_bytes(_target(stem), reader.encode(name, classes))
@@ -181,10 +232,12 @@ def _write(
         area = (classes > 0).sum(axis=(1, 2))
         position = int(area.argmax()) if area.any() else len(area) // 2
         shown = next(sample for sample in samples if sample.slice and sample.slice.position == position)
-        picture = np.zeros((*classes.shape[1:], 3), np.uint8)
         part = display(reader.image(shown))
-        for channel in range(3):
-            picture[..., channel] = reader.put_back(name, part[..., channel])
+        picture = np.stack([reader.put_back(name, part[..., channel]) for channel in range(3)], axis=2)
         drawn = overlay(picture, classes[position], palette)
+        boxes = None if prompts_of is None else known_boxes(prompts_of(shown))
+        if boxes is not None:
+            top, left = reader.offset(name)
+            drawn = outline_boxes(drawn, boxes + np.array([left, top, left, top]))
         write_with(overlay_path, PillowImage.fromarray(drawn).save)
     return Prediction(image=reader.cases[name].first.path, mask=_target(stem), overlay=overlay_path)

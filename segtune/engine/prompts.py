@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -72,6 +72,11 @@ def mirror_prompts(prompts: Prompts, width: int) -> Prompts:
     return replace(prompts, boxes=boxes, points=points)
 
 
+def pick_prompts(prompts: Prompts, chosen: Tensor) -> Prompts:
+    """The prompts of some images of a batch, chosen by index or by truth values [B]."""
+    return _map(prompts, lambda tensor: tensor[chosen])
+
+
 def example_prompts(model: SegModel, images: Tensor) -> Prompts | None:
     """One object of class 1 in the middle of each image, for measurements and comparisons.
 
@@ -97,6 +102,9 @@ def example_prompts(model: SegModel, images: Tensor) -> Prompts | None:
     return prompts
 
 
+Entry = TypeVar("Entry", bound=ObjectPrompt)
+
+
 def read_prompts(path: Path, classes: Classes, kinds: frozenset[str]) -> dict[str, Prompts]:
     """Reads a file of prompts.
 
@@ -111,10 +119,29 @@ def read_prompts(path: Path, classes: Classes, kinds: frozenset[str]) -> dict[st
     Raises:
         UsageError: the file cannot be read, or an object lacks something; the message says which.
     """
-    hint = f"the format is {FORMAT}"
+    entries = read_objects(path, ObjectPrompt, classes, kinds, FORMAT)
+    return {name: pack_objects(objects, kinds) for name, objects in entries.items()}
+
+
+def read_objects(
+    path: Path, kind: type[Entry], classes: Classes, kinds: frozenset[str], format: str
+) -> dict[str, list[tuple[int, Entry]]]:
+    """The objects of a file of prompts with their classes, checked.
+
+    Args:
+        path: JSON, a list of objects for each name.
+        kind: what an object consists of.
+        classes: of the model.
+        kinds: "box" and "point", or one of them: what the model needs.
+        format: of the file, in short.
+
+    Raises:
+        UsageError: the file cannot be read, or an object lacks something; the message says which.
+    """
+    hint = f"the format is {format}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        entries = TypeAdapter(dict[str, list[ObjectPrompt]]).validate_python(values)
+        entries: dict[str, list[Entry]] = TypeAdapter(dict[str, list[kind]]).validate_python(values)  # type: ignore[valid-type]
     except OSError as error:
         raise UsageError(
             f"cannot read the prompts {path}: {error.strerror}", hint="check --prompts"
@@ -126,9 +153,9 @@ def read_prompts(path: Path, classes: Classes, kinds: frozenset[str]) -> dict[st
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}", hint=hint) from None
     return {
-        name: _pack(
-            [_check(entry, f"{path}: {name} / {i}", classes, kinds) for i, entry in enumerate(objects)], kinds
-        )
+        name: [
+            (_check(entry, f"{path}: {name} / {i}", classes, kinds), entry) for i, entry in enumerate(objects)
+        ]
         for name, objects in entries.items()
     }
 
@@ -149,10 +176,8 @@ def prompts_for(images: Sequence[Path], prompts: Mapping[str, Prompts], source: 
     return [entry for entry in found if entry is not None]
 
 
-def _check(
-    entry: ObjectPrompt, where: str, classes: Classes, kinds: frozenset[str]
-) -> tuple[int, ObjectPrompt]:
-    """An object's class, and the object with nothing missing."""
+def _check(entry: ObjectPrompt, where: str, classes: Classes, kinds: frozenset[str]) -> int:
+    """The class of an object that lacks nothing."""
     label = entry.label
     if label is None and classes.num_classes == 2:
         label = 1
@@ -176,11 +201,11 @@ def _check(
         raise UsageError(
             f"{where}: {len(entry.labels)} labels for {len(entry.points or ())} points", hint="one each"
         )
-    return number, entry
+    return number
 
 
-def _pack(objects: Sequence[tuple[int, ObjectPrompt]], kinds: frozenset[str]) -> Prompts:
-    """The objects of one image."""
+def pack_objects(objects: Sequence[tuple[int, ObjectPrompt]], kinds: frozenset[str]) -> Prompts:
+    """The objects of one image with their classes (B = 1); none gives one of class -1."""
     if not objects:
         objects = [(-1, ObjectPrompt(box=(0, 0, 0, 0), points=[(0, 0)], labels=[1]))]
     singles = []

@@ -14,6 +14,7 @@ from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
 from segtune.data.files import read_image
 from segtune.data.open import open_data
+from segtune.data.prompts import PromptSource
 from segtune.data.settings import DataSettings
 from segtune.data.transforms import to_tensor
 from segtune.data.volumes.settings import VolumeSettings
@@ -87,12 +88,22 @@ def predict_run(
     settings: Mapping[str, Any],
     weights: str | None = None,
     prompts: Path | None = None,
+    prompts_from_masks: bool = False,
     polygons: bool = False,
     reporter: Reporter | None = None,
 ) -> Iterator[Prediction]:
-    """Predicts masks with a run's best model; see `segtune.predict`."""
+    """Predicts masks with a run's best model; see `segtune.predict`.
+
+    Raises:
+        UsageError: prompts from masks where there are none, or beside a file of prompts.
+    """
     loaded = load_run(run, weights=weights)
     inference = inference_settings(loaded, settings)
+    if prompts_from_masks and (prompts is not None or inference.volume is None):
+        raise UsageError(
+            "prompts are drawn from the masks of volumes, and only where no file gives them",
+            hint="either --prompts FILE or --prompts-from-masks" if prompts is not None else "--prompts FILE",
+        )
     if inference.volume is None:
         return predict_images(
             loaded,
@@ -107,6 +118,10 @@ def predict_run(
         )
     if polygons:
         raise UsageError("polygons are drawn for GeoTIFF files, not for volumes", hint="leave --polygons out")
+    source = None
+    if prompts_from_masks:
+        data = _with_settings(loaded, settings).data
+        source = PromptSource(data, loaded.tunable.model.prompted, loaded.description.ignore_index)
     return predict_volumes(
         loaded,
         inputs,
@@ -114,7 +129,7 @@ def predict_run(
         settings=inference,
         overlays=overlays,
         batch_size=batch_size,
-        prompts=prompts,
+        prompts=prompts or source,
         reporter=reporter,
     )
 

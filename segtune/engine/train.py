@@ -22,11 +22,13 @@ from segtune.engine.job import MOST_STEPS, Job
 from segtune.engine.kept import delete_others
 from segtune.engine.log import MetricLog
 from segtune.engine.optim import build_optimizer, rate_factor, set_rate
+from segtune.engine.phases import Phases
 from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.shards import gathered, load_optimizer
 from segtune.engine.tensors import write_tensors
+from segtune.engine.tracking import Tracking
 from segtune.engine.validation import Validator
 from segtune.engine.world import World
 from segtune.types import Batch, SegOutput
@@ -43,18 +45,22 @@ class Trainer:
         job: everything that was built for the run.
         reporter: hears what happens.
         world: the processes that train together.
+        phases: times the parts of steps and validations.
     """
 
-    def __init__(self, job: Job, reporter: Reporter, world: World) -> None:
+    def __init__(self, job: Job, reporter: Reporter, world: World, phases: Phases) -> None:
         self.job = job
         self.world = world
         self.config = job.config
         self.folder = job.folder
         self.reporter = reporter
         self.progress = Progress()
-        self.validator = Validator(job, reporter, world)
+        self.phases = phases
+        self.validator = Validator(job, reporter, world, phases)
         self.average: MovingAverage | None = None
         self.resources: dict[str, Any] = {}
+        self.tracking: Tracking | None = None
+        """Of the first process, from the moment the run begins; to be closed by whoever trains."""
 
     def run(self, began: float) -> None:
         """Trains from the last checkpoint, or from the start, to the end; nothing where nothing is trained.
@@ -89,11 +95,8 @@ class Trainer:
                 assert kept.average is not None, "a run is resumed with its own settings"
                 self.average.load(kept.average)
         model, optimizer = self.world.set_up(job.tunable.model, optimizer)
-        log = (
-            MetricLog(self.folder, self.progress.log_bytes, self.progress.step)
-            if self.world.is_first
-            else None
-        )
+        self.world.first(self._start_tracking)
+        log = self._open_log()
         self.reporter.training(self.progress.step, None if job.num_steps == MOST_STEPS else job.num_steps)
         spent = self.progress.other_seconds
         spent["start_up"] = spent.get("start_up", 0.0) + time.perf_counter() - began
@@ -113,10 +116,21 @@ class Trainer:
             if log is not None:
                 log.close()
 
+    def _start_tracking(self) -> None:
+        self.tracking = Tracking.start(self.config, self.folder, self.progress.step, self.reporter)
+
+    def _open_log(self) -> MetricLog | None:
+        """Of the first process."""
+        if self.tracking is None:
+            return None
+        return MetricLog(self.folder, self.progress.log_bytes, self.tracking)
+
     def _keep_as_it_is(self) -> None:
         """What a run leaves behind where nothing is trained."""
-        if self.world.is_first:
-            MetricLog(self.folder, 0, 0).close()
+        self.world.first(self._start_tracking)
+        log = self._open_log()
+        if log is not None:
+            log.close()
             write_tensors(self.folder.kept(0), self.job.tunable.applied.state_dict(), {"step": "0"})
         self.progress.kept = [{"step": 0, "score": 0.0}]
         with ResourceMonitor(self.job.device, log=self.folder.resources) as monitor:
@@ -150,6 +164,7 @@ class Trainer:
             if self.average is not None:
                 self.average.update(progress.step + 1)
             now = time.perf_counter()
+            self.phases.step_done(now - begin)
             progress.step += 1
             progress.images += num_images
             progress.seconds += self._agreed(now - begin)
@@ -230,27 +245,40 @@ class Trainer:
         self, fabric: Fabric, model: Any, optimizer: Any, batches: Iterator[Batch]
     ) -> tuple[float, float, int]:
         """One optimiser step: mean loss, seconds waited for data, number of images."""
-        accumulate = self.config.train.accumulate
+        accumulate, phases = self.config.train.accumulate, self.phases
         total, waited, num_images, names = 0.0, 0.0, 0, list[str]()
         cache = self.job.cache
         for part in range(accumulate):
             begin = time.perf_counter()
-            batch = next(batches)
+            with phases("data wait"):
+                batch = next(batches)
             waited += time.perf_counter() - begin
-            images = batch.images.to(self.job.device, memory_format=torch.channels_last, non_blocking=True)
-            masks = batch.masks.to(self.job.device, non_blocking=True)
-            with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                cut = None if cache is None else cache(batch.images)
+            with phases("host to device"):
+                images = batch.images.to(
+                    self.job.device, memory_format=torch.channels_last, non_blocking=True
+                )
+                masks = batch.masks.to(self.job.device, non_blocking=True)
                 prompts = to_device(batch.prompts, self.job.device)
-                output: SegOutput = model(images, prompts=prompts, cut=cut)
-                loss = self._total_loss(output, masks)
+            with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
+                with phases("forward, the rest"):
+                    cut = None if cache is None else cache(batch.images)
+                    output: SegOutput = model(images, prompts=prompts, cut=cut)
                 names += batch.names
-                mean = self.world.mean(loss)
-                if not torch.isfinite(mean):  # in any process, so that all of them stop
-                    raise not_a_number(mean.item(), names, self.progress.step + 1, self.folder)
-                fabric.backward(loss / accumulate)
+                with phases("loss"):
+                    loss = self._total_loss(output, masks)
+                    mean = self.world.mean(loss)
+                    if not torch.isfinite(mean):  # in any process, so that all of them stop
+                        raise not_a_number(mean.item(), names, self.progress.step + 1, self.folder)
+                with phases("decoder backward"):
+                    fabric.backward(loss / accumulate)
             total += mean.item() / accumulate
             num_images += len(batch.names) * self.world.size
+        with phases("optimiser"):
+            self._update(fabric, model, optimizer, names)
+        return total, waited, num_images
+
+    def _update(self, fabric: Fabric, model: Any, optimizer: Any, names: list[str]) -> None:
+        """Moves the trained tensors along their gradients."""
         self.world.average_gradients()
         if self.config.optim.clip is not None:
             norm = fabric.clip_gradients(
@@ -261,7 +289,6 @@ class Trainer:
                 raise not_a_number(norm.item(), names, self.progress.step + 1, self.folder)
         optimizer.step()
         optimizer.zero_grad()
-        return total, waited, num_images
 
     def _total_loss(self, output: SegOutput, masks: Tensor) -> Tensor:
         if takes_proposals(self.job.loss):

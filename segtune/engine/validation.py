@@ -14,6 +14,7 @@ from segtune.engine.infer import Inference
 from segtune.engine.job import Job
 from segtune.engine.kept import rank_validation
 from segtune.engine.log import MetricLog
+from segtune.engine.phases import Phases
 from segtune.engine.reporter import Reporter
 from segtune.engine.tensors import write_tensors
 from segtune.engine.world import World
@@ -26,12 +27,16 @@ class Validator:
         job: everything that was built for the run.
         reporter: hears the scores.
         world: the processes that share the work.
+        phases: times the parts of an evaluation.
     """
 
-    def __init__(self, job: Job, reporter: Reporter, world: World) -> None:
+    def __init__(self, job: Job, reporter: Reporter, world: World, phases: Phases) -> None:
         self.job = job
         self.reporter = reporter
         self.world = world
+        self.phases = phases
+        self.num_evaluated = 0
+        """Images that this process has evaluated."""
 
     def evaluate(self, split: str) -> Evaluation:
         """Scores the model as it is on a split."""
@@ -44,7 +49,7 @@ class Validator:
         self.world.copy_first(self.job.tunable.applied.buffers().values())
         # other splits are scored once, so that nothing would be read again
         cache = self.job.cache if split == "val" else None
-        return evaluate_samples(
+        evaluation = evaluate_samples(
             Inference(model, self.job.inference, cache),
             self.job.index,
             samples,
@@ -54,7 +59,10 @@ class Validator:
             saliency=self.job.config.train.saliency,
             progress=self.reporter.evaluating,
             world=self.world,
+            phases=self.phases,
         )
+        self.num_evaluated += -(-evaluation.num_images // self.world.size)
+        return evaluation
 
     def _batch_size(self) -> int:
         """As many whole images as have no more pixels than a training batch."""

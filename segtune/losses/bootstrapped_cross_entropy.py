@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtune.losses.weights import ClassWeightsSettings, class_weights, mean_over_pixels
+from segtune.losses.weights import ClassWeightsSettings, class_weights, of_true_class, weighted_mean
 
 _BETA = {"soft": 0.95, "hard": 0.8}
 
@@ -72,14 +71,10 @@ class BootstrappedCrossEntropy(nn.Module):
             float32 scalar; 0 with zero gradient where no pixel counts.
         """
         log_probabilities = F.log_softmax(logits.float(), dim=1)
-        counts = masks != self.ignore_index
-        labels = torch.where(counts, masks, 0)
-        log_p = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)  # [B, H, W]
+        log_p = of_true_class(log_probabilities, masks, self.ignore_index)
         if self.belief == "soft":
             believed = (log_probabilities.exp() * log_probabilities).sum(dim=1)
         else:
             believed = log_probabilities.amax(dim=1)
-        losses = -(self.beta * log_p + (1 - self.beta) * believed) * counts
-        if self.weights is not None:
-            losses = losses * self.weights[labels]
-        return mean_over_pixels(losses.sum(), masks, self.weights, self.ignore_index)
+        losses = -(self.beta * log_p + (1 - self.beta) * believed)
+        return weighted_mean(losses, masks, self.weights, self.ignore_index)

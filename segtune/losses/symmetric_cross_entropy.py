@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segtune.losses.weights import ClassWeightsSettings, class_weights, mean_over_pixels
+from segtune.losses.weights import ClassWeightsSettings, class_weights, of_true_class, weighted_mean
 
 
 class SymmetricCrossEntropySettings(ClassWeightsSettings):
@@ -61,11 +61,7 @@ class SymmetricCrossEntropy(nn.Module):
             float32 scalar; 0 with zero gradient where no pixel counts.
         """
         log_probabilities = F.log_softmax(logits.float(), dim=1)
-        counts = masks != self.ignore_index
-        labels = torch.where(counts, masks, 0)
-        log_p = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)  # [B, H, W]
+        log_p = of_true_class(log_probabilities, masks, self.ignore_index)
         reverse = self.settings.log_of_zero * torch.expm1(log_p)
-        losses = (self.settings.beta * reverse - self.settings.alpha * log_p) * counts
-        if self.weights is not None:
-            losses = losses * self.weights[labels]
-        return mean_over_pixels(losses.sum(), masks, self.weights, self.ignore_index)
+        losses = self.settings.beta * reverse - self.settings.alpha * log_p
+        return weighted_mean(losses, masks, self.weights, self.ignore_index)

@@ -1,4 +1,4 @@
-"""Class weights of losses: checked once, then averaged over the pixels that count."""
+"""What losses of single pixels share: class weights, and means over the pixels that count."""
 
 from __future__ import annotations
 
@@ -45,6 +45,40 @@ def class_weights(weights: tuple[float, ...] | None, num_classes: int) -> Tensor
     if not any(weights):
         raise SettingsError(["loss.weights: every value is 0; at least one class must count"])
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def of_true_class(values: Tensor, masks: Tensor, ignore_index: int) -> Tensor:
+    """Each pixel's value for the class that the mask says.
+
+    Args:
+        values: [B, K, H, W].
+        masks: int64 [B, H, W].
+        ignore_index: mask value that does not count.
+
+    Returns:
+        [B, H, W]; where a pixel does not count, the value of class 0.
+    """
+    labels = torch.where(masks != ignore_index, masks, 0)
+    return values.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def weighted_mean(losses: Tensor, masks: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
+    """The mean of the pixels that count, each with the weight of its class.
+
+    Args:
+        losses: [B, H, W]; finite also where a pixel does not count.
+        masks: int64 [B, H, W].
+        weights: float32 [K], or None for equal weights.
+        ignore_index: mask value that does not count.
+
+    Returns:
+        Scalar; 0 where no pixel counts.
+    """
+    counts = masks != ignore_index
+    losses = losses * counts
+    if weights is not None:
+        losses = losses * weights[torch.where(counts, masks, 0)]
+    return mean_over_pixels(losses.sum(), masks, weights, ignore_index)
 
 
 def mean_over_pixels(total: Tensor, masks: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from segtune.errors import NoSiteError, UsageError
 from segtune.methods.attach import Operation, full_precision
 from segtune.methods.base import Host, Method, PlacementSettings
+from segtune.methods.branch import add_product, as_computed
 from segtune.methods.experts import Experts, num_expert_parameters
 from segtune.methods.lora import branch_possible, factor_shape
 from segtune.methods.routing import Gate, mix
@@ -155,6 +156,10 @@ class ConvLoraOperation(Operation):
         # what the last forward left behind belongs to its graph
         return {k: v for k, v in self.__dict__.items() if k not in {"penalty", "routing_entropy"}}
 
+    def before(self, x: Tensor) -> Tensor:
+        """The input in the type that layer and branch compute in."""
+        return as_computed(x)
+
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """`y + s W_d (z + sum of g_i E_i(z))`."""
         down = self.down.to(x.dtype)
@@ -170,16 +175,16 @@ class ConvLoraOperation(Operation):
             maps = layer._conv_forward(x, down.view(-1, layer.in_channels, *layer.kernel_size), None)
         with full_precision(x.device):
             maps = self._mixed(maps.to(self.down.dtype).contiguous()).to(y.dtype)  # [B, r, h, w]
-        up = self.up.to(y.dtype)
         if isinstance(layer, nn.Linear):
             low = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, r]
             if front is not None:
                 low = torch.cat(
                     [front.to(low.dtype) if self.residual else torch.zeros_like(front), low], dim=1
                 )
-            low = low.flatten(0, 1)
-            return torch.addmm(y.flatten(0, -2), low, up.T, alpha=self.scale).view(y.shape)
-        return y + F.conv2d(maps, (up * self.scale)[:, :, None, None])
+            return add_product(y, low, self.up, self.scale)
+        if y.is_contiguous(memory_format=torch.channels_last):
+            return add_product(y, maps, self.up, self.scale, channel_axis=1)
+        return y + F.conv2d(maps, (self.up.to(y.dtype) * self.scale)[:, :, None, None])
 
     def _mixed(self, maps: Tensor) -> Tensor:
         """`z + sum of g_i E_i(z)` for z [B, r, h, w]."""

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from segtune.errors import UsageError
 from segtune.methods.attach import Operation, Order, full_precision, own_weight
 from segtune.methods.base import Host, Method, PlacementSettings
+from segtune.methods.branch import add_product, as_computed
 from segtune.methods.layers import Ranges, named_ranges, runs_as_called, spread, width_of
 from segtune.types import Access, Site, SiteKind
 
@@ -144,17 +145,20 @@ class LoraOperation(Operation):
         """`W0 + s B A`."""
         return weight + self.delta(weight.shape).to(weight.dtype)
 
+    def before(self, x: Tensor) -> Tensor:
+        """The input as it is; for the branch in the type that layer and branch compute in."""
+        return x if self.changes_weight else as_computed(x)
+
     def after(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """`y + s B (A x)`; unchanged in the weight form."""
         if self.changes_weight:
             return y
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        up, down = (factor.to(x.dtype) for factor in self.factors())
+        up, down = self.factors()
+        down = down.to(x.dtype)
         if isinstance(layer, nn.Linear):
-            low = F.linear(x, down)  # [..., r]
-            flat = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scale)
-            return flat.view(y.shape)
+            return add_product(y, F.linear(x, down), up, self.scale)
         if isinstance(layer, nn.ConvTranspose2d):
             kernel = down.view(-1, layer.in_channels, *layer.kernel_size).transpose(0, 1)
             assert not isinstance(layer.padding, str)
@@ -166,9 +170,11 @@ class LoraOperation(Operation):
             kernel = down.view(-1, layer.in_channels, *layer.kernel_size)
             low = layer._conv_forward(x, kernel, None)  # [B, r, h, w]
         if y.is_contiguous():
-            batch = up.expand(y.shape[0], -1, -1)
+            batch = up.to(y.dtype).expand(y.shape[0], -1, -1)
             return torch.baddbmm(y.flatten(2), batch, low.flatten(2), alpha=self.scale).view(y.shape)
-        return y + F.conv2d(low, (up * self.scale)[:, :, None, None])
+        if y.is_contiguous(memory_format=torch.channels_last):
+            return add_product(y, low, up, self.scale, channel_axis=1)
+        return y + F.conv2d(low, (up.to(y.dtype) * self.scale)[:, :, None, None])
 
     @property
     def order(self) -> Order:

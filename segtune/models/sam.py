@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -50,9 +50,9 @@ from segtune.models.sam_layout import to_transformers
 from segtune.models.sam_network import ImageEncoder, SamSizes, build_network, image_positions
 from segtune.models.sam_prompts import KINDS, combine_objects, embed_prompts, is_unused_embedding
 from segtune.models.sam_semantic import TokenClassifier, fit_tokens, propose
+from segtune.models.sam_settings import SamFamilySettings
 from segtune.models.sam_sites import head_sites, thirds
 from segtune.models.sections import Section
-from segtune.settings import Settings
 from segtune.types import Part, Prompts, Proposals, Site, SiteKind
 
 _SIZES = {
@@ -89,34 +89,16 @@ _NECK_KINDS = {
 }
 
 
-class SamSettings(Settings):
+class SamSettings(SamFamilySettings):
     """What is built; sizes left out are those of the published network."""
 
-    prompts: Literal["none", "box", "point", "box+point"] = Field(
-        "none", description="what each object is pointed at with; none: a semantic model without prompts"
-    )
-    checkpointing: bool = Field(
-        False, description="keep only the inputs of encoder blocks for the backward pass: less memory, slower"
-    )
-    num_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description="N, mask tokens for 3 or more classes without prompts; default: K, at least 10",
-    )
     width: int | None = Field(None, ge=1, description="channels of the image encoder")
     depth: int | None = Field(None, ge=1, description="blocks of the image encoder")
     heads: int | None = Field(None, ge=1, description="attention heads of the image encoder")
-    global_blocks: tuple[int, ...] | None = Field(
-        None, description="indices of the blocks that attend to the whole image instead of to windows"
-    )
     window: int | None = Field(None, ge=1, description="side of an attention window, in patches")
     patch_size: int | None = Field(None, ge=1, description="side of a patch, in pixels")
     image_size: int | None = Field(
         None, ge=1, description="side of the images that positions are stored for, in pixels"
-    )
-    decoder_width: int | None = Field(
-        None, ge=16, multiple_of=16, description="channels of neck, prompts and mask decoder"
     )
 
 
@@ -134,7 +116,7 @@ class Sam(SegModel):
     """
 
     def __init__(self, variant: str, num_classes: int, settings: SamSettings) -> None:
-        changed = settings.model_dump(exclude_none=True, exclude={"prompts", "checkpointing", "num_tokens"})
+        changed = settings.changed_sizes()
         sizes = replace(_SIZES[variant], **changed)
         sizes.check()
         super().__init__(num_classes, input_spec(3, multiple=sizes.patch_size))

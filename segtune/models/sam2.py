@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -44,9 +44,9 @@ from segtune.models.sam_semantic import (
     propose,
     run_decoder,
 )
+from segtune.models.sam_settings import SamFamilySettings
 from segtune.models.sam_sites import head_sites, thirds
 from segtune.models.sections import Section
-from segtune.settings import Settings
 from segtune.types import Part, Prompts, Proposals, Site, SiteKind
 
 _SIZES = {
@@ -90,34 +90,16 @@ _BLOCK_KINDS = {
 """The last one only where the number of channels changes."""
 
 
-class Sam2Settings(Settings):
+class Sam2Settings(SamFamilySettings):
     """What is built; sizes left out are those of the published network."""
 
-    prompts: Literal["none", "box", "point", "box+point"] = Field(
-        "none", description="what each object is pointed at with; none: a semantic model without prompts"
-    )
-    checkpointing: bool = Field(
-        False, description="keep only the inputs of encoder blocks for the backward pass: less memory, slower"
-    )
-    num_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description="N, mask tokens for 3 or more classes without prompts; default: K, at least 10",
-    )
     width: int | None = Field(None, ge=1, description="channels of the first of four stages")
     blocks: tuple[int, ...] | None = Field(None, description="blocks of each stage")
     heads: tuple[int, ...] | None = Field(None, description="attention heads of each stage")
     windows: tuple[int, ...] | None = Field(
         None, description="side of an attention window in each stage, in positions"
     )
-    global_blocks: tuple[int, ...] | None = Field(
-        None, description="indices of the blocks that attend to the whole image instead of to windows"
-    )
     background: int | None = Field(None, ge=1, description="side of the table of positions")
-    decoder_width: int | None = Field(
-        None, ge=16, multiple_of=16, description="channels of neck, prompts and mask decoder"
-    )
 
 
 class Sam2(SegModel):
@@ -134,7 +116,7 @@ class Sam2(SegModel):
     """
 
     def __init__(self, variant: str, num_classes: int, settings: Sam2Settings) -> None:
-        changed = settings.model_dump(exclude_none=True, exclude={"prompts", "checkpointing", "num_tokens"})
+        changed = settings.changed_sizes()
         sizes = replace(_SIZES[variant.partition("-hiera-")[2]], **changed)
         sizes.check()
         super().__init__(num_classes, input_spec(3, multiple=sizes.multiple))

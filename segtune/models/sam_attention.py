@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segtune.models.chunked_attention import chunked_attention, worth_chunking
+
 
 class TokenPort(nn.Module):
     """A place where tokens join an attention: asked with none, [1, 0, C], it gives none back.
@@ -49,14 +51,20 @@ class WindowAttention(nn.Module):
         # Tokens first: what a layer keeps of its last call, such as a balance loss, is the patches'.
         tokens = self._project_tokens(hidden_states)
         query, key, value = self._split(self.qkv(hidden_states).flatten(1, 2))  # [B, heads, h w, C / heads]
-        bias = self._position_bias(query, height, width)
         if tokens is not None:
             key, value = (
                 torch.cat([own, added.expand(batch, -1, -1, -1)], dim=2)
                 for own, added in zip((key, value), tokens, strict=True)
             )
+        rows, columns = self._positions(query, height, width)
+        if worth_chunking(query):
+            places = rows.flatten(1, 2), columns.flatten(1, 2)
+            mixed = chunked_attention(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), *places)
+            mixed = mixed.view(query.shape)
+        else:
+            bias = (rows[..., :, None] + columns[..., None, :]).reshape(*query.shape[:3], -1)
             bias = F.pad(bias, (0, key.shape[2] - query.shape[2]))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         mixed = mixed.transpose(1, 2).reshape(batch, height, width, channels)
         return self.proj(mixed), None
 
@@ -77,13 +85,12 @@ class WindowAttention(nn.Module):
         query, key, value = parts.unbind(0)
         return query, key, value
 
-    def _position_bias(self, query: Tensor, height: int, width: int) -> Tensor:
-        """What each patch's place relative to the others adds to its scores, [B, heads, h w, h w]."""
+    def _positions(self, query: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """What a patch's place adds to its scores of each row and each column, [B heads, h, w, h or w]."""
         maps = query.reshape(-1, height, width, query.shape[3])  # [B heads, h, w, C / heads]
         rows = torch.einsum("bhwc,hkc->bhwk", maps, _relative(self.rel_pos_h, height))
         columns = torch.einsum("bhwc,wkc->bhwk", maps, _relative(self.rel_pos_w, width))
-        bias = rows[:, :, :, :, None] + columns[:, :, :, None, :]  # [B heads, h, w, h, w]
-        return bias.reshape(*query.shape[:3], query.shape[2])
+        return rows, columns
 
 
 def _relative(table: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,20 +47,56 @@ def validation_curves(runs: Sequence[RunRecord]) -> Figure | None:
     runs = [run for run in runs if len(run.validations) > 1 and "miou" in run.validations[0]]
     if not runs:
         return None
+    score = _monitored(runs)
     figure, axes = new_figure(9, 3.4, columns=2)
     for number, run in enumerate(runs):
         epochs = [line["epoch"] for line in run.validations]
         style = line_style(number)
-        axes[0].plot(epochs, [line["miou"] for line in run.validations], label=run.label, **style)
-        if all("train_miou" in line for line in run.validations):
-            train = [line["train_miou"] for line in run.validations]
+        axes[0].plot(epochs, _column(run.validations, score), label=run.label, **style)
+        if all(f"train_{score}" in line for line in run.validations):
+            train = [line[f"train_{score}"] for line in run.validations]
             axes[0].plot(epochs, train, color=style["color"], linewidth=0.8, marker=".", markersize=4)
         axes[1].plot(epochs, [line["cross_entropy"] for line in run.validations], **style)
-    axes[0].set_ylabel("mIoU; thin with dots: training images")
+    name = "mIoU" if score == "miou" else score
+    dotted = any(f"train_{score}" in run.validations[0] for run in runs)
+    axes[0].set_ylabel(f"{name}; thin with dots: training images" if dotted else name)
     axes[1].set_ylabel("validation cross entropy")
     for axis in axes:
         axis.set_xlabel("epoch")
     _legend(figure, axes[0], len(runs))
+    return figure
+
+
+def _monitored(runs: Sequence[RunRecord]) -> str:
+    """The score that all runs have monitored, or the one that every run has."""
+    names = {run.folder.read_config().train.monitor for run in runs}
+    name = names.pop() if len(names) == 1 else "miou"
+    return name if all(any(name in line for line in run.validations) for run in runs) else "miou"
+
+
+def _column(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """A score of each validation; a gap where it has none, as where nothing was found."""
+    return [math.nan if line.get(name) is None else line[name] for line in lines]
+
+
+def loss_by_rank(runs: Sequence[RunRecord]) -> Figure | None:
+    """Training and validation loss over epochs, a line for each rank of a method that ran with several."""
+    ranked = [(run.ranks, run) for run in runs if run.ranks and run.steps and run.validations]
+    if len({ranks for ranks, _ in ranked}) < 2:
+        return None
+    figure, axes = new_figure(9, 3.4, columns=2)
+    for number, (_, run) in enumerate(sorted(ranked, key=lambda pair: pair[0])):
+        of_epochs: dict[int, list[float]] = {}
+        for step in run.steps:
+            of_epochs.setdefault(step["epoch"], []).append(step["loss"])
+        style = {**line_style(number), "marker": ".", "label": run.label}
+        axes[0].plot([*of_epochs], [float(np.mean(losses)) for losses in of_epochs.values()], **style)
+        epochs = [line["epoch"] for line in run.validations]
+        axes[1].plot(epochs, _column(run.validations, "cross_entropy"), **style)
+    for axis, name in zip(axes, ("training loss, mean of an epoch", "validation cross entropy"), strict=True):
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(name)
+    _legend(figure, axes[0], len(ranked))
     return figure
 
 
@@ -116,16 +153,45 @@ def image_boxes(runs: Sequence[RunRecord]) -> Figure | None:
         return None
     values = [[v for v in run.evaluation["per_image"].values() if v is not None] for run in runs]
     figure, axis = new_figure(6.4, 0.9 + 0.36 * len(runs))
-    boxes = axis.boxplot(values, orientation="horizontal", showmeans=True, patch_artist=True, widths=0.6)
+    _draw_boxes(axis, values, [run.label for run in runs])
+    what = "a volume" if any(run.evaluation.get("volumes") for run in runs) else "an image"
+    axis.set_xlabel(f"mean IoU of {what} (line: median, triangle: mean)")
+    return figure
+
+
+def volume_boxes(runs: Sequence[RunRecord]) -> Figure | None:
+    """Box plots of the Dice of each volume, run by run, for each region; a point for each volume."""
+    runs = [run for run in runs if run.evaluation.get("volumes")]
+    if not runs:
+        return None
+    regions = list(next(iter(runs[0].evaluation["volumes"].values()))["volume_dice"])
+    figure, axes = new_figure(1.6 + 4.4 * len(regions), 0.9 + 0.4 * len(runs), columns=len(regions))
+    for axis, region in zip(np.atleast_1d(axes), regions, strict=True):
+        found = [
+            [scores["volume_dice"].get(region) for scores in run.evaluation["volumes"].values()]
+            for run in runs
+        ]
+        values = [[value for value in of_run if value is not None] for of_run in found]
+        _draw_boxes(axis, values, [run.label for run in runs], outliers=False)
+        for place, of_run in enumerate(values, start=1):
+            axis.plot(of_run, [place] * len(of_run), "o", color="black", markersize=3.5, fillstyle="none")
+        axis.set_xlabel(f"Dice of {region} in a volume (circles: volumes, line: median, triangle: mean)")
+        axis.set_xlim(-0.02, 1.02)
+    return figure
+
+
+def _draw_boxes(
+    axis: Any, values: Sequence[Sequence[float]], labels: Sequence[str], *, outliers: bool = True
+) -> None:
+    look: dict[str, Any] = {"showmeans": True, "patch_artist": True, "widths": 0.6}
+    boxes = axis.boxplot(values, orientation="horizontal", showfliers=outliers, **look)
     for number, box in enumerate(boxes["boxes"]):
         style = bar_style(number)
         box.set(facecolor=style["color"], alpha=0.45, hatch=style["hatch"])
     for line in boxes["medians"]:
         line.set(color="black", linewidth=1.5)
-    axis.set_yticks(range(1, len(runs) + 1), [run.label for run in runs])
+    axis.set_yticks(range(1, len(labels) + 1), labels)
     axis.invert_yaxis()
-    axis.set_xlabel("mean IoU of an image (line: median, triangle: mean)")
-    return figure
 
 
 def resources(runs: Sequence[RunRecord]) -> Figure | None:
@@ -181,7 +247,7 @@ def trade_off(
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter("")
     axis.set_xlabel(title)
-    axis.set_ylabel(f"{score}; line: 95 % interval")
+    axis.set_ylabel(f"{score}; line: 95 % interval" if any(r["low"] is not None for r in rows) else score)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -211,8 +277,14 @@ def score_by_rank(rows: Sequence[dict[str, Any]], score: str) -> Figure | None:
     return figure
 
 
-def comparison_bars(rows: Sequence[dict[str, Any]], score: str) -> Figure | None:
-    """Score of each row with its interval, the best on top; what equals it is filled."""
+def comparison_bars(rows: Sequence[dict[str, Any]], score: str, unit: str) -> Figure | None:
+    """Score of each row with its interval, the best on top; what equals it is filled.
+
+    Args:
+        rows: of compare.json.
+        score: what the score is called.
+        unit: what intervals are over: "image", "volume" or "group".
+    """
     rows = [row for row in rows if row["mean"] is not None]
     if not rows:
         return None
@@ -227,14 +299,20 @@ def comparison_bars(rows: Sequence[dict[str, Any]], score: str) -> Figure | None
             axis.plot([seed], [place], marker="|", color="#0072B2", markersize=9)
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axis.invert_yaxis()
-    axis.set_xlabel(f"{score}; line: 95 % interval over images, ticks: seeds, filled: not below the best")
+    has_intervals = any(row["low"] is not None for row in rows)
+    shown = (
+        f"line: 95 % interval over {unit}s, filled: not below the best" if has_intervals else "filled: best"
+    )
+    axis.set_xlabel(f"{score}; ticks: seeds, {shown}")
     return figure
 
 
 RUN_FIGURES: dict[str, tuple[str, Callable[[Sequence[RunRecord]], Figure | None]]] = {
     "loss": ("Training loss", loss_curves),
     "validation": ("Scores while training", validation_curves),
+    "loss-by-rank": ("Loss by rank", loss_by_rank),
     "classes": ("IoU of each class", class_bars),
+    "volumes": ("Dice of single volumes", volume_boxes),
     "images": ("Scores of single images", image_boxes),
     "resources": ("Memory and load", resources),
 }

@@ -26,6 +26,7 @@ def draw_panel(
     rows: Sequence[Sequence[Picture]],
     *,
     legend: Sequence[tuple[str, Colour]] = (),
+    row_names: Sequence[str] = (),
     width: int = 240,
 ) -> Image.Image:
     """Draws a grid of pictures with the columns' names above and a legend of classes below.
@@ -34,6 +35,7 @@ def draw_panel(
         columns: names, one for each picture of a row.
         rows: pictures of one image, all of one size.
         legend: class name and colour.
+        row_names: written into the first picture of each row; default: none.
         width: of each picture in pixels; heights follow.
     """
     font = ImageFont.load_default(13)
@@ -46,10 +48,13 @@ def draw_panel(
     for position, name in enumerate(columns):
         draw.text((GAP + position * (width + GAP), 3), name, fill=INK, font=font)
     top = LABEL
-    for row, height in zip(rows, heights, strict=True):
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
         for position, picture in enumerate(row):
             scaled = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
             sheet.paste(scaled, (GAP + position * (width + GAP), top))
+        if number < len(row_names) and row_names[number]:
+            place = (GAP + 5, top + 4)
+            draw.text(place, row_names[number], fill=BACKGROUND, font=font, stroke_width=2, stroke_fill=INK)
         top += height + GAP
     for line in lines:
         for left, name, colour in line:

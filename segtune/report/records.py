@@ -39,6 +39,12 @@ class RunRecord:
         return {} if self.split is None else dict(self.result[self.split])
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """Rank of each of its methods that has one."""
+        parts = self.folder.read_config().method_parts.values()
+        return tuple(rank for part in parts if (rank := getattr(part, "rank", None)) is not None)
+
+    @property
     def counts(self) -> ImageCounts | None:
         """Counts of the images of that split."""
         path = None if self.split is None else self.folder.images(self.split)

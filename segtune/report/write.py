@@ -137,7 +137,9 @@ def _comparison_sections(comparison: dict[str, Any], pictures: _Pictures) -> lis
         "Which method",
         table=Table(table["header"], table["rows"], best),
         notes=list(comparison["legend"]),
-        pictures=pictures.add("scores", "Score of each row", figures.comparison_bars(rows, score)),
+        pictures=pictures.add(
+            "scores", "Score of each row", figures.comparison_bars(rows, score, comparison["unit"])
+        ),
     )
     cost = Section("At what cost")
     for name, key, title, unit, log in (
@@ -171,7 +173,8 @@ def _run_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def _cases(runs: Sequence[RunRecord], out: Path, tell: Told) -> Section:
-    section = Section("Best, median and worst image")
+    of_volumes = any(run.evaluation.get("volumes") for run in runs)
+    section = Section(f"Best, median and worst {'volume' if of_volumes else 'image'}")
     classes = {tuple(run.result["class_names"]) for run in runs}
     data = {run.result["data"] for run in runs}
     if len(classes) > 1 or len(data) > 1:

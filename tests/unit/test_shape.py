@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LONGEST = 400
 
 SHARED = {"segtune.types", "segtune.errors", "segtune.registry", "segtune.settings"}
-SIBLINGS = {"models", "methods", "data", "losses", "metrics"}
+SIBLINGS = {"models", "methods", "data", "losses", "metrics", "trackers"}
 REGISTRIES = {f"segtune.{name}" for name in SIBLINGS}
 """The packages' own modules: a table of names, nothing else."""
 CONFIG = {*SHARED, *REGISTRIES, "segtune.data.settings"}

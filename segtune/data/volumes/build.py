@@ -71,11 +71,10 @@ def volume_index(
         format=format,
         label_values=label_set.values,
         label_type=_stored_type(first.label, label_set),
+        classes_of=dict(label_set.classes_of),
         regions=dict(label_set.regions),
     )
-    reader = VolumeReader(
-        recipe=recipe, cases={case.name: case for case in found.cases}, classes_of=label_set.classes_of
-    )
+    reader = VolumeReader(recipe=recipe, cases={case.name: case for case in found.cases})
     shown = "one image of each modality" if recipe.modalities == "separate" else "modalities as channels"
     depth = sum(reader.depth(case.name) for case in found.cases)
     return DataIndex(

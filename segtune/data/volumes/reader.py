@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from segtune.data.base import Image, Mask, Origin, Sample
 from segtune.data.volumes.nifti import encode_like, read_header
+from segtune.data.volumes.places import Places
 from segtune.data.volumes.scan import AXES, Case, Scan, Unpacker, from_slices
 from segtune.data.volumes.settings import VolumeRecipe
 from segtune.errors import DataError
@@ -35,8 +36,6 @@ class VolumeReader:
     recipe: VolumeRecipe
     """With the crop in numbers, or None."""
     cases: Mapping[str, Case]
-    classes_of: Mapping[int, int]
-    """Value in the mask files -> class or the ignore index."""
 
     def origin(self, sample: Sample) -> Origin | None:
         """All files of the case, and how they are read."""
@@ -115,6 +114,18 @@ class VolumeReader:
         first, second, third = (across[axis] for axis in AXES[self.recipe.axis])
         return first, second, third
 
+    def places(self, name: str) -> Places:
+        """Where voxels of a case's first file lie in its slices."""
+        return Places.of(read_header(self.cases[name].first.path), self.recipe.axis)
+
+    def offset(self, name: str) -> tuple[int, int]:
+        """Row and column of a whole slice at which images begin; negative where they reach beyond it."""
+        if self.recipe.crop is None:
+            return 0, 0
+        assert self.recipe.crop != "brain", "the crop is settled before a slice is read"
+        inside, own = self._window(name, self.recipe.crop)
+        return inside[0].start - own[0].start, inside[1].start - own[1].start
+
     def put_back(self, name: str, part: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A predicted class map [h, w] of the part that images show, as a whole slice [H, W]; 0 around."""
         _, height, width = self.shape(name)
@@ -180,7 +191,7 @@ class VolumeReader:
     @cached_property
     def _table(self) -> NDArray[np.int16]:
         table = np.full(65536, -1, np.int16)
-        for value, label in self.classes_of.items():
+        for value, label in self.recipe.classes_of.items():
             table[value] = label
         return table
 

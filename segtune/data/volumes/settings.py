@@ -95,5 +95,7 @@ class VolumeRecipe(VolumeSettings):
     """K values that masks are written with, by class."""
     label_type: str
     """numpy's name of the type that masks are written with: that of the training masks."""
+    classes_of: dict[int, int]
+    """Value in mask files -> class or the ignore index."""
     regions: dict[str, tuple[int, ...]]
     """What is scored in each volume: name -> classes that make it up."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segtune.comparison.statistics import (
-    HAVE_INTERVALS,
+    PER_IMAGE,
     SCORES,
     Draws,
     difference,
@@ -35,7 +35,12 @@ def counts_of(tally: Tally) -> ImageCounts:
 
 @pytest.mark.parametrize(
     ("score", "num_classes"),
-    [(score, k) for score in sorted(HAVE_INTERVALS) for k in (2, 4) if k == 2 or "foreground" not in score],
+    [
+        (score, k)
+        for score in sorted({*SCORES, *PER_IMAGE})
+        for k in (2, 4)
+        if k == 2 or "foreground" not in score
+    ],
 )
 def test_scores_equal_the_metrics_of_the_same_names(score: str, num_classes: int) -> None:
     tally = tally_of(9, num_classes, 0)

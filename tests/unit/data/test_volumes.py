@@ -125,7 +125,7 @@ def test_brats_namings(tmp_path, read, names, mask, values, enhancing):
     assert index.format == "brats"
     known = ("t1c", "flair") if len(names) == 2 else ("t1", "t1c", "t2", "flair")
     assert index.reader.recipe.modality_names == known
-    assert index.reader.classes_of[enhancing] == 3
+    assert index.reader.recipe.classes_of[enhancing] == 3
     assert index.reader.recipe.regions == {
         "whole tumour": (1, 2, 3), "tumour core": (2, 3), "enhancing tumour": (3,)
     }  # fmt: skip

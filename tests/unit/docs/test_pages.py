@@ -75,3 +75,9 @@ def test_the_readme_shows_the_way():
 def test_tests_that_pages_name_exist(page):
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page.read_text(encoding="utf-8"))
     assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text("utf-8")] == []
+
+
+def test_the_order_of_the_site_names_pages_that_exist():
+    named = re.findall(r"^ +- ([\w-]+\.md)$", (DOCS / ".nav.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(named) > 20
+    assert [name for name in named if not (DOCS / name).is_file()] == []

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("name", ["generate_results", "generate_tables"])
+@pytest.mark.parametrize("name", ["generate_performance", "generate_results", "generate_tables"])
 def test_tables_are_up_to_date(name):
     tool = REPOSITORY / "tools" / f"{name}.py"
     done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, check=False)

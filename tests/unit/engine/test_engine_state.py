@@ -17,10 +17,14 @@ import torch
 from segtune.engine.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from segtune.engine.folder import RunFolder, require_run
 from segtune.engine.log import MetricLog
+from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.run import git_commit, versions
+from segtune.engine.tracking import Tracking
 from segtune.errors import SegtuneError, UsageError
 from tests.support import make_config
+
+NOBODY = Tracking({}, Reporter())
 
 # --- checkpoints ------------------------------------------------------------------------------
 
@@ -86,13 +90,13 @@ def test_damaged_checkpoints(tmp_path: Path, damage: str, monkeypatch: pytest.Mo
 
 def test_a_resumed_log_forgets_what_will_be_done_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    log = MetricLog(folder, 0, 0)
+    log = MetricLog(folder, 0, NOBODY)
     for step in (1, 2, 3):
         log.write("train", {"step": step, "loss": 1.0 / step})
         if step == 2:
             position = log.num_bytes
     log.close()
-    log = MetricLog(folder, position, 2)
+    log = MetricLog(folder, position, NOBODY)
     assert log.num_bytes == position
     log.write("train", {"step": 3, "loss": float("nan")})
     after = log.num_bytes
@@ -101,12 +105,11 @@ def test_a_resumed_log_forgets_what_will_be_done_again(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[2]["loss"] is None
-    assert any(folder.events.iterdir())
 
 
 def test_a_lost_log_starts_anew(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    log = MetricLog(folder, 1000, 5)
+    log = MetricLog(folder, 1000, NOBODY)
     log.write("train", {"step": 6, "loss": 1.0})
     log.close()
     assert json.loads(folder.metrics.read_text())["step"] == 6
@@ -114,7 +117,7 @@ def test_a_lost_log_starts_anew(tmp_path: Path) -> None:
 
 def test_the_table_has_every_column(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    log = MetricLog(folder, 0, 0)
+    log = MetricLog(folder, 0, NOBODY)
     log.write_table([])
     assert not folder.table.exists()
     log.write_table([{"step": 1, "miou": 0.5}, {"step": 2, "miou": 0.6, "peak_gpu_bytes": 3}])

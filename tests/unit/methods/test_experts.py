@@ -77,11 +77,11 @@ def test_single_precision_is_closer_to_the_exact_value_than_the_definition_is():
 
 
 def test_the_large_map_is_built_only_where_its_edge_is_read():
-    plain = {
-        interpolation: [scale for scale in range(1, 9) if choose_route(scale, interpolation, 3) == "plain"]
+    large = {
+        interpolation: [scale for scale in range(1, 9) if choose_route(scale, interpolation, 3) == "large"]
         for interpolation in INTERPOLATIONS
     }
-    assert plain == {"bicubic": [1, 2, 4], "bilinear": [1, 2]}
+    assert large == {"bicubic": [1, 2, 4], "bilinear": [1, 2]}
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

@@ -1,0 +1,234 @@
+"""Writes docs/performance.md from the JSON files in benchmarks/; no number is typed by hand.
+
+Usage: python tools/generate_performance.py [--check]
+
+A benchmark comes onto the page by its line in `SECTIONS`. What it shows is said in benchmarks/NAME.md, which
+is copied below its table. One whose JSON brings "title", "what", "header" and "table" needs no function
+of its own: `as_it_is` prints them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from generate_results import BENCHMARKS, REPOSITORY, table
+
+TARGET = REPOSITORY / "docs" / "performance.md"
+MIB = 2**20
+INTRODUCTION = """# Speed and memory
+
+Generated from `benchmarks/*.json` by `make docs`; each section names the program that measured it, which
+says how, and which repeats it on your machine. Times are ratios within one run wherever they can be: the
+machine that these come from had two cores and other programs beside."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the page, or with --check says whether it is up to date."""
+    text = page()
+    if "--check" in arguments:
+        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
+        if not current:
+            print("docs/performance.md is out of date: run `make docs`", file=sys.stderr)
+        return 0 if current else 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for name, section in SECTIONS.items():
+        source = BENCHMARKS / f"{name}.json"
+        if not source.is_file():
+            continue
+        parts += ["", *section(json.loads(source.read_text(encoding="utf-8")))]
+        said = source.with_suffix(".md")
+        if said.is_file():
+            parts += ["", said.read_text(encoding="utf-8").strip()]
+    return "\n".join(parts) + "\n"
+
+
+def as_it_is(data: dict[str, Any]) -> list[str]:
+    """Title, a sentence, and one table, as the JSON has them."""
+    rows = [[str(cell) for cell in row] for row in data["table"]]
+    return [f"## {data['title']}", "", data["what"], "", *table(data["header"], rows)]
+
+
+def ratio(values: Sequence[float], others: Sequence[float]) -> str:
+    """Median of the repeats' ratios, with the lowest and the highest."""
+    ratios = [value / other for value, other in zip(values, others, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def above(row: dict[str, Any]) -> str:
+    """Peak memory above what the program held before the network was there, in MiB."""
+    return f"{(row['peak_bytes'] - row['before_bytes']) / MIB:,.0f}"
+
+
+def peers(data: dict[str, Any]) -> list[str]:
+    """Our layers against those of other libraries."""
+    found = data["versions"]
+    libraries = ", ".join(
+        f"{name} {found[name]}" for name in ("peft", "autogluon.multimodal") if name in found
+    )
+    lines = [
+        "## Against other libraries, layer for layer",
+        "",
+        "One training step (forward, loss, backward, AdamW) with the same network, the same random weights"
+        f" and the same batch; only the adapted layers differ. {libraries}, PyTorch {found['torch']},"
+        f" {data['threads']} thread. Seconds are those of the processor, the median of the repeats; ratios"
+        " are taken within each repeat, to our LoRA: median (lowest to highest). MiB: peak memory above that"
+        " of the program with its packages loaded. `benchmarks/peers.py`",
+    ]
+    lines += [f"\n{name} is left out: {reason}." for name, reason in data["left_out"].items()]
+    for name, case in data["cases"].items():
+        own = [row for row in data["rows"] if row["case"] == name]
+        groups = [[row for row in own if row["precision"] == precision] for precision in ("32", "bf16")]
+        rows = [row for group in groups for row in _peer_rows(group)]
+        side = case["size"]
+        if rows:
+            lines += [
+                "",
+                f"### {name}",
+                "",
+                f"`{case['model']}`, {case['batch']} x {side} x {side} pixels, rank {case['rank']}.",
+                "",
+                *table(("layers", "precision", "seconds", "times our LoRA", "MiB", "trained"), rows),
+            ]
+    return lines
+
+
+def _peer_rows(group: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    own = next((row["processor"] for row in group if row["way"] == "lora"), None)
+    rows = []
+    for row in group:
+        words = row["way"].split()
+        name = words[0] if len(words) == 1 else f"{words[1]} of {words[0]}"
+        if "failure" in row:
+            rows.append((name, row["precision"], "fails", row["failure"], "", ""))
+            continue
+        assert own is not None
+        seconds = f"{statistics.median(row['processor']):.2f}"
+        times = "1" if row["way"] == "lora" else ratio(row["processor"], own)
+        rows.append((name, row["precision"], seconds, times, above(row), f"{row['trained']:,}"))
+    return rows
+
+
+def levers(data: dict[str, Any]) -> list[str]:
+    """Each lever alone, and all together."""
+    lines = [
+        "## What each lever gives, alone and together",
+        "",
+        "The same training step with one lever on, and with all of them. Seconds of the processor, medians;"
+        f' ratios to "none" within each repeat: median (lowest to highest). {data["threads"]} thread.'
+        " `benchmarks/levers.py`",
+    ]
+    for name, case in data["cases"].items():
+        group = {row["way"]: row for row in data["rows"] if row["case"] == name}
+        if not group:
+            continue
+        start = group["none"]["processor"]
+        rows = [
+            (way, f"{statistics.median(row['processor']):.2f}", ratio(row["processor"], start), above(row))
+            for way, row in group.items()
+        ]
+        lines += [
+            "",
+            f"### {case['method']} on {case['model']}",
+            "",
+            f"{case['batch']} x {case['size']} x {case['size']} pixels, rank {case['rank']}.",
+            "",
+            *table(("lever", "seconds", "times none", "peak MiB"), rows),
+        ]
+    return lines
+
+
+def merged(data: dict[str, Any]) -> list[str]:
+    """Prediction with and without an adapter."""
+    rows = []
+    for row in data["rows"]:
+        case, seconds = data["cases"][row["case"]], row["seconds"]
+        rows.append(
+            (
+                f"{case['model']}, {case['size']}²",
+                row["precision"],
+                f"{statistics.median(seconds['base']) * 1000:.0f}",
+                ratio(seconds["unmerged"], seconds["base"]),
+                ratio(seconds["merged"], seconds["base"]),
+                "yes" if row["same_layers"] else "no",
+                f"{row['difference']:.0e}",
+            )
+        )
+    header = ("network", "precision", "base, ms", "unmerged", "merged", "base's layers", "difference")
+    return [
+        "## A merged adapter costs nothing in prediction",
+        "",
+        "Milliseconds of the processor for one image with the base, and with LoRA as multiples of that in the"
+        ' same repeat: median (lowest to highest). "base\'s layers": whether the merged network consists of'
+        ' exactly the classes of the base. "difference": largest one of merged to unmerged logits, as a share'
+        f" of the largest logit. {data['threads']} thread. `benchmarks/merged.py`",
+        "",
+        *table(header, rows),
+    ]
+
+
+def predict_overlap(data: dict[str, Any]) -> list[str]:
+    """Files read and written beside the model."""
+    rows = [
+        (
+            way,
+            f"{data['num_images'] / statistics.median(row['clock']):.2f}",
+            f"{data['num_images'] / max(row['clock']):.2f} to {data['num_images'] / min(row['clock']):.2f}",
+            f"{statistics.median(row['processor']) / data['num_images']:.2f}",
+        )
+        for way, row in data["rows"].items()
+    ]
+    return [
+        "## Prediction: files beside the model",
+        "",
+        f"`segtune predict` on {data['num_images']} CamVid images of 480 x 360 with a small U-Net, masks and"
+        f" overlays, {data['threads']} thread for the model. The files of both ways are equal, byte for byte."
+        " `benchmarks/predict_overlap.py`",
+        "",
+        *table(("files are read and written", "images/s", "lowest to highest", "processor s an image"), rows),
+    ]
+
+
+def conv_lora_experts(data: dict[str, Any]) -> list[str]:
+    """The experts of Conv-LoRA without the large map."""
+    rows = [
+        (
+            f"{row['interpolation']}, {row['scale']}",
+            row["route"],
+            f"{row['milliseconds_plain']:.1f}",
+            f"{row['milliseconds_fast']:.1f}",
+            f"{row['times_faster']:.1f}",
+            f"{row['largest_difference']:.0e}",
+        )
+        for row in data["experts"]
+    ]
+    return [
+        "## Conv-LoRA's experts",
+        "",
+        f"Forward and backward of one expert of rank {data['rank']} on a map of {data['grid'][0]} x"
+        f" {data['grid'][1]}: by the definition, and as it is computed. {data['threads']} thread, medians."
+        " `benchmarks/conv_lora_experts.py`",
+        "",
+        *table(("resizing, scale", "way", "definition, ms", "ours, ms", "times faster", "difference"), rows),
+    ]
+
+
+SECTIONS = {
+    "peers": peers,
+    "levers": levers,
+    "conv_lora_experts": conv_lora_experts,
+    "merged": merged,
+    "predict_overlap": predict_overlap,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -47,9 +47,7 @@ class VolumeReader:
 
     @cached_property
     def _recipe(self) -> str:
-        return (
-            f"{self.recipe.model_dump_json(exclude={'cache', 'cache_gib'})} {sorted(self.classes_of.items())}"
-        )
+        return self.recipe.model_dump_json(exclude={"cache", "cache_gib"})
 
     @cached_property
     def unpacker(self) -> Unpacker:

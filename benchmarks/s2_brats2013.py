@@ -55,6 +55,7 @@ def main() -> None:
             "base": run_entry(work / "base"),
             "flair": {**run_entry(work / "flair"), "volumes": volumes(work / "flair")},
             "tables": {name: table(work / name) for name in ("ranks", "flair-to-t1c")},
+            "headline": headline(read(work / "ranks" / "compare.json")),
             "versions": read(work / "base" / "result.json")["versions"],
         },
     )
@@ -94,6 +95,12 @@ def volumes(folder: Path) -> dict[str, Any]:
     """Case -> metric -> region -> score on the validation patients."""
     found: dict[str, Any] = read(folder / "result.json")["val"]["volumes"]
     return found
+
+
+def headline(comparison: dict[str, Any]) -> str:
+    """The best row in short, for the list of recipes."""
+    best = comparison["rows"][0]
+    return f"{comparison['score']} {best['mean']:.4f} ({best['label']}, {comparison['split']})"
 
 
 def table(folder: Path) -> dict[str, Any]:

@@ -30,10 +30,11 @@ def describe(data: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
 def origin(data: dict[str, Any]) -> str:
     """Where the numbers come from, in one line."""
     known = [entry["processor_seconds"] for entry in data["commands"]]
-    spent = sum(seconds for seconds in known if seconds is not None)
-    minutes = f"{spent / 60:.0f} processor minutes" + (" without the base" if None in known else "")
-    commits = ", ".join(commit[:8] for commit in data["commits"])
-    return f"{minutes}; torch {data['versions']['torch']}; commits {commits}."
+    parts = [f"torch {data['versions']['torch']}", *(f"commit {commit[:8]}" for commit in data["commits"])]
+    if any(known):
+        minutes = f"{sum(seconds or 0 for seconds in known) / 60:.0f} processor minutes"
+        parts.insert(0, minutes + (" for what was not there before" if None in known else ""))
+    return "; ".join(parts) + "."
 
 
 def _score(run: dict[str, Any]) -> str:

@@ -51,6 +51,7 @@ def command(
     settings = assignments_to_settings(assignments)
 
     from segtune.cli.console import ConsoleReporter, make_table
+    from segtune.data.findings import number_of
     from segtune.engine.session import evaluate_run
 
     reporter = ConsoleReporter()
@@ -70,7 +71,8 @@ def command(
     if as_json:
         print_json(evaluation.to_dict())
         return
-    click.echo(f"{run} on {split}: {evaluation.num_images} images in {evaluation.seconds:.1f} s")
+    slices = f" of {number_of(len(evaluation.volumes), 'volume')}" if evaluation.volumes else ""
+    click.echo(f"{run} on {split}: {evaluation.num_images} images{slices} in {evaluation.seconds:.1f} s")
     if evaluation.settings["prompts"]:
         click.echo(f"  prompts: {evaluation.settings['prompts']}")
     width = max(map(len, evaluation.scores))
@@ -89,6 +91,9 @@ def command(
     if evaluation.volumes:
         console.print(
             make_table(["volume", "region", "Dice", "HD95 mm", "surface Dice"], _volume_rows(evaluation))
+        )
+        click.echo(
+            "absent: in neither mask nor prediction, left out of every mean; in one of them: the worst"
         )
 
 

@@ -49,13 +49,17 @@ def load_run(path: Path | str, *, weights: str | None = None, accelerator: str =
 
 def git_commit(path: Path) -> str | None:
     """The commit that a repository's folder stands at, read from its files; None where it is none."""
-    head = path / ".git" / "HEAD"
-    if not head.is_file():
+    folder = path / ".git"
+    if folder.is_file():  # a worktree: its own HEAD lies in the repository that it belongs to
+        folder = path / folder.read_text(encoding="utf-8").removeprefix("gitdir: ").strip()
+    if not (folder / "HEAD").is_file():
         return None
-    text = head.read_text(encoding="utf-8").strip()
+    text = (folder / "HEAD").read_text(encoding="utf-8").strip()
     if not text.startswith("ref: "):
         return text
-    reference = path / ".git" / text.removeprefix("ref: ")
+    common = folder / "commondir"
+    shared = folder / common.read_text(encoding="utf-8").strip() if common.is_file() else folder
+    reference = shared / text.removeprefix("ref: ")
     return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
 
 

@@ -189,6 +189,14 @@ def test_commit_is_that_of_the_folder_alone(tmp_path: Path) -> None:
     assert git_commit(tmp_path) == "a" * 40
     (tmp_path / ".git" / "HEAD").write_text("b" * 40)
     assert git_commit(tmp_path) == "b" * 40
+    own = tmp_path / ".git" / "worktrees" / "second"
+    own.mkdir(parents=True)
+    (own / "HEAD").write_text("ref: refs/heads/second\n")
+    (own / "commondir").write_text("../..\n")
+    (tmp_path / ".git" / "refs" / "heads" / "second").write_text("c" * 40 + "\n")
+    (tmp_path / "worktree").mkdir()
+    (tmp_path / "worktree" / ".git").write_text(f"gitdir: {own}\n")
+    assert git_commit(tmp_path / "worktree") == "c" * 40
     (tmp_path / "inside").mkdir()
     assert git_commit(tmp_path / "inside") is None
 

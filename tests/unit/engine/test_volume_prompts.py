@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,14 @@ def test_the_report_shows_boxes_and_masks_over_each_modality(run, tmp_path):
     )
     assert (tiles[:3, [0, 2]] > 20).all(), "boxes on images and answers"
     assert (tiles[:, 1] < 20).all() and (tiles[3] < 20).all(), "none on the ground truth and on errors"
+
+
+def test_the_command_prints_a_row_for_each_volume(run, capsys):
+    from segtune.cli import run as run_command
+
+    assert run_command(["evaluate", str(run), "--split", "val"]) == 0
+    said = capsys.readouterr().out
+    assert "12 images of 1 volume in" in said and "prompts: box for each class" in said
+    (case,) = segtune.evaluate(run, split="val").volumes
+    assert re.search(rf"^{case} +tumour +0\.\d{{4}} +\d+\.\d{{4}} +0\.\d{{4}}", said, re.MULTILINE)
+    assert "absent: in neither mask nor prediction" in said

@@ -27,6 +27,7 @@ import torch
 from peers import Case, Step, build, elsewhere, highest_bytes, ours
 
 from segtune.engine.files import write_json
+from segtune.engine.half import halve_frozen
 from segtune.engine.run import versions
 from segtune.methods import branch, lora
 from segtune.models import sam_attention
@@ -45,7 +46,7 @@ class Setting:
 
 
 CASES = {
-    "sam": Setting(Case("sam-vit-base", {}, 512, 1), "conv-lora", ("in place", "chunks", "bf16")),
+    "sam": Setting(Case("sam-vit-base", {}, 512, 1), "conv-lora", ("in place", "chunks", "bf16", "half")),
     "unet": Setting(
         Case("unet", {"width": 32}, 256, 2, 8, SiteKind.CONV),
         "lora",
@@ -56,6 +57,7 @@ WORDS = {
     "in place": "branch in place of the output",
     "chunks": "attention in chunks",
     "bf16": "bf16",
+    "half": "bf16, frozen weights rounded once",
     "forms": "form of each layer by rule",
     "channels last": "channels last",
 }
@@ -64,6 +66,8 @@ WORDS = {
 def ways(setting: Setting) -> dict[str, tuple[str, ...]]:
     """Levers that are on, by name of the way."""
     alone = {WORDS[lever]: (lever,) for lever in setting.levers}
+    if "half" in setting.levers:
+        alone[WORDS["half"]] = ("bf16", "half")
     return {"none": (), **alone, "all": setting.levers, "full tuning, all": (*setting.levers, "full")}
 
 
@@ -84,7 +88,9 @@ def make(setting: Setting, levers: tuple[str, ...]) -> Step:
     # without the rule every layer has the branch, which is right for all of these
     context = contextlib.nullcontext() if "forms" in levers else patch.object(lora, "BRANCH_FAN_IN", 0)
     with context:
-        ours("full" if "full" in levers else setting.method, setting.case)(model)
+        applied = ours("full" if "full" in levers else setting.method, setting.case)(model)
+    if "half" in levers:
+        halve_frozen(applied, "bf16")
     step = Step(model, setting.case, "bf16" if "bf16" in levers else "32")
     if "channels last" not in levers:
         step.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

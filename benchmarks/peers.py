@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from segtune.engine.files import write_json
 from segtune.engine.run import versions
 from segtune.methods import METHODS
-from segtune.methods.apply import apply
+from segtune.methods.apply import Applied, apply
 from segtune.models import MODELS
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
@@ -87,16 +87,17 @@ def chosen(model: SegModel, case: Case) -> list[Site]:
     return [site for site in model.sites() if site.kind is case.kind]
 
 
-def ours(method: str, case: Case) -> Callable[[SegModel], None]:
+def ours(method: str, case: Case) -> Callable[[SegModel], Applied]:
     """A method of segtune."""
     settings: dict[str, Any] = {"rank": case.rank} if method in ("lora", "conv-lora") else {}
     if settings:
         settings["kinds"] = (str(case.kind),)
 
-    def adapt(model: SegModel) -> None:
+    def adapt(model: SegModel) -> Applied:
         parts = {method: METHODS.settings(method)(**settings)}
         applied = apply(model, model.sites(), parts, removable=False)
         model.penalty_layers = list(applied.operations)
+        return applied
 
     return adapt
 
@@ -331,6 +332,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--precisions", nargs="+", choices=("32", "bf16"), default=["32", "bf16"])
+    parser.add_argument("--peaks-only", action="store_true", help="keep the times of rows that are there")
     parser.add_argument("--autogluon", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -339,24 +341,29 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if RESULT.is_file():
         rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
-    for name in arguments.only:
-        case = CASES[name]
-        ways = [way for way in case.ways if way.split()[0] not in without]
+    chosen_ways = {
+        name: [w for w in CASES[name].ways if w.split()[0] not in without] for name in arguments.only
+    }
+    # while this process is still small, as the others begin as its copies
+    peaks = {
+        (name, precision, way): attempt(CASES[name], way, precision, arguments.autogluon)
+        for name, ways in chosen_ways.items()
+        for precision in arguments.precisions
+        for way in ways
+    }
+    for row in rows:
+        row.update(peaks.get((row["case"], row["precision"], row["way"]), {}))
+    for name, ways in chosen_ways.items() if not arguments.peaks_only else ():
         for precision in arguments.precisions:
-            # while this process is still small, as the others begin as its copies
-            peaks = {way: attempt(case, way, precision, arguments.autogluon) for way in ways}
-            found = times(case, ways, precision, arguments.repeats, arguments.autogluon)
+            found = times(CASES[name], ways, precision, arguments.repeats, arguments.autogluon)
             rows = [row for row in rows if (row["case"], row["precision"]) != (name, precision)]
             for row in found:
-                if "failure" in row:
-                    rows.append({"case": name, "precision": precision, **row})
-                    continue
-                row.update(peaks[row["way"]])
                 rows.append({"case": name, "precision": precision, **row})
-                median = sorted(row["processor"])[len(row["processor"]) // 2]
-                above = (row["peak_bytes"] - row["before_bytes"]) / 2**20
-                print(f"{name} {precision} {row['way']}: {median:.3f} s, {above:.0f} MiB", flush=True)
+                if "failure" not in row:
+                    rows[-1].update(peaks[name, precision, row["way"]])
+                    print(f"{name} {precision} {row['way']}: {min(row['processor']):.3f} s", flush=True)
             write_json(RESULT, report(arguments, without, rows))
+    write_json(RESULT, report(arguments, without, rows))
 
 
 def report(

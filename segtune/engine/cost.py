@@ -21,6 +21,7 @@ from segtune.data.files import SUFFIXES, image_size
 from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
+from segtune.engine.half import halve_frozen
 from segtune.engine.prompts import example_prompts
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
@@ -80,6 +81,7 @@ def estimate_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         built.to_empty(device="cpu")
         applied = _apply(built, parts)
+        halve_frozen(applied, precision)
         built.train()
         images = torch.empty(batch_size, built.input_spec.channels, *size)
         own = {id(t) for t in (*built.parameters(), *built.buffers())}

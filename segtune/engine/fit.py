@@ -21,6 +21,7 @@ from segtune.engine.build import build_from_config, learning_rate, place
 from segtune.engine.cost import memory_advice, trainable_table
 from segtune.engine.files import write_json
 from segtune.engine.folder import RunFolder
+from segtune.engine.half import halve_if_equal
 from segtune.engine.image_counts import ImageCounts, write_counts
 from segtune.engine.intake import take_in
 from segtune.engine.job import Job, prepare
@@ -121,6 +122,10 @@ def fit(
 
 def _train(trainer: Trainer, began: float, *, resume: bool) -> None:
     job, world = trainer.job, trainer.world
+    tunable, halved = job.tunable, False
+    # parameters that are divided among processes must be of one type
+    if tunable.applied.parameters() and job.config.train.strategy == "ddp":
+        halved = halve_if_equal(tunable.model, tunable.applied, job.precision)
     try:
         trainer.run(began)
     except (SegtuneError, OSError):
@@ -128,7 +133,7 @@ def _train(trainer: Trainer, began: float, *, resume: bool) -> None:
         if world.is_first and not resume and trainer.progress.step == 0:
             shutil.rmtree(job.folder.path)
         raise
-    if world.shards is not None:  # the tuned tensors are read from disk; the base is that of before
+    if world.shards is not None or halved:  # the tuned tensors are read from disk; the base is that of before
         job.tunable = build_from_config(job.config, job.index.classes)
         place(job.tunable.model, job.device)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison_results
 from recipe_results import describe, origin
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,6 +77,13 @@ def recipe(data: dict[str, Any]) -> list[str]:
         lines += ["", line] if line else []
         lines += ["", *table(rows[0], rows[1:])]
     return lines
+
+
+def comparison(data: dict[str, Any]) -> list[str]:
+    """The table of a sweep, and what its words say."""
+    header, *rows = comparison_results.rows(data)
+    notes = [f"- {line}" for line in data["legend"]]
+    return [*comparison_results.lines(data), "", *table(header, rows), "", *notes]
 
 
 def camvid_dusk(data: dict[str, Any]) -> list[str]:
@@ -328,8 +336,8 @@ def s2_brats2013(data: dict[str, Any]) -> list[str]:
         "ranks": "T1c and FLAIR combined",
         "flair-to-t1c": "Trained on FLAIR (full, from the same base), adapted to T1c",
     }
-    for name, title in titles.items():
-        rows = data["tables"][name]["rows"]
+    for name, comparison in data["tables"].items():
+        rows = [row for row in comparison["rows"] if row["runs"]]
         cases = list(rows[0]["runs"][0]["volumes"])
         header = (
             "method",
@@ -340,7 +348,7 @@ def s2_brats2013(data: dict[str, Any]) -> list[str]:
             "steps",
             "best",
         )
-        lines += ["", f"### {title}", "", *table(header, (_s2_row(row, cases) for row in rows))]
+        lines += ["", f"### {titles[name]}", "", *table(header, (_s2_row(row, cases) for row in rows))]
     scores = ", ".join(
         f"{scores['volume_dice']['tumour']:.4f} ({case})" for case, scores in flair["volumes"].items()
     )
@@ -389,6 +397,8 @@ and were trained from random weights here, so that the scores say nothing about 
 
 SECTIONS = {
     "sam_methods": sam_methods,
+    "compare_polyps": comparison,
+    "compare_dusk": comparison,
     "camvid_dusk": camvid_dusk,
     "demo-unet-day": demo_unet_day,
     "lora_forms": lora_forms,

@@ -12,7 +12,7 @@ from torch import nn
 from segtune.config.run import CROSS_ENTROPY, DEFAULT_EPOCHS, RunConfig, TrainSettings
 from segtune.data.base import DataIndex, Sample
 from segtune.data.check_report import CheckReport
-from segtune.data.loading import steps_per_epoch
+from segtune.data.schedule import steps_per_epoch
 from segtune.data.transforms import TrainTransform, resolve_crop
 from segtune.engine.build import (
     Tunable,

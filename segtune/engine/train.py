@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from segtune.data.loading import derive_seed, train_loader
+from segtune.data.loading import train_loader
 from segtune.data.prompts import PromptSource
+from segtune.data.schedule import derive_seed
 from segtune.engine.average import MovingAverage
 from segtune.engine.build import learning_rate
 from segtune.engine.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
@@ -250,7 +251,7 @@ class Trainer:
             train_loader(
                 index,
                 config.data,
-                batch_size=config.train.batch_size,
+                batch_size=config.train.num_images,
                 seed=config.train.seed,
                 start_step=step * accumulate,
                 num_steps=num_steps * accumulate,

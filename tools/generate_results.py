@@ -419,7 +419,7 @@ def loading(data: dict[str, Any]) -> list[str]:
                 str(row["workers"]),
                 f"{row['images_per_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})",
                 f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
-                f"{row['processor_ms']:.0f}",
+                f"{row['processor_ms']:.0f}" if "processor_ms" in row else "",
             )
         )
     waits = [

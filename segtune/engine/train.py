@@ -251,7 +251,7 @@ class Trainer:
             train_loader(
                 index,
                 config.data,
-                batch_size=config.train.batch_size,
+                batch_size=config.train.num_images,
                 seed=config.train.seed,
                 start_step=step * accumulate,
                 num_steps=num_steps * accumulate,

@@ -365,7 +365,7 @@ def _s2_row(row: dict[str, Any], cases: Sequence[str]) -> tuple[str, ...]:
         spread([run["val"]["volume_hd95"] for run in runs], 1),
         f"{row['parameters_trainable']:,}",
         f"{runs[0]['steps']}",
-        ", ".join(f"{run['best_step']}" for run in runs),
+        ", ".join(f"{run['best_step'] or 0}" for run in runs),
     )
 
 

@@ -24,6 +24,7 @@ from segtune.engine.files import write_json
 RESULT = Path(__file__).with_suffix(".json")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 NAME = "s2-sam-lora-meningioma-small"
+TABLES = ("ranks", "flair-to-t1c")
 KEPT_OF_ROWS = (
     "label", "method", "scores", "mean", "learning_rate", "parameters_trainable", "parameters_total",
     "adapter_bytes",
@@ -39,12 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("camvid", "brats", "work"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--collect", action="store_true", help="run nothing, read what is finished")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     places = {"CAMVID": arguments.camvid.resolve(), "BRATS": arguments.brats.resolve(), "OUT": work}
     recipe = yaml.safe_load((RECIPES / f"{NAME}.yaml").read_text(encoding="utf-8"))
-    for line in recipe["recipe"]["command"]:
+    for line in () if arguments.collect else recipe["recipe"]["command"]:
         run([filled(word, places) for word in shlex.split(line)[1:]])
     write_json(
         RESULT,
@@ -54,7 +56,9 @@ def main() -> None:
             "settings": {key: value for key, value in recipe.items() if key != "recipe"},
             "base": run_entry(work / "base"),
             "flair": {**run_entry(work / "flair"), "volumes": volumes(work / "flair")},
-            "tables": {name: table(work / name) for name in ("ranks", "flair-to-t1c")},
+            "tables": {
+                name: table(work / name) for name in TABLES if (work / name / "compare.json").is_file()
+            },
             "headline": headline(read(work / "ranks" / "compare.json")),
             "versions": read(work / "base" / "result.json")["versions"],
         },
@@ -108,7 +112,8 @@ def table(folder: Path) -> dict[str, Any]:
     comparison = read(folder / "compare.json")
     rows = []
     for row in comparison["rows"]:
-        runs = [folder / "runs" / cell["name"] for cell in comparison["cells"] if cell["row"] == row["label"]]
+        cells = [cell for cell in comparison["cells"] if cell["row"] == row["label"] and not cell["failure"]]
+        runs = [folder / "runs" / cell["name"] for cell in cells]
         entries = [{**run_entry(path), "volumes": volumes(path)} for path in runs]
         rows.append({**{key: row[key] for key in KEPT_OF_ROWS}, "runs": entries})
     kept = {key: comparison[key] for key in ("score", "split", "num_images", "num_units", "seeds", "advice")}

@@ -224,9 +224,91 @@ def conv_lora_experts(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def prefix_cache(data: dict[str, Any]) -> list[str]:
+    """What is frozen, run once."""
+    rows = [
+        (
+            f"{row['method']}, {row['precision']}",
+            way,
+            f"{values['first_seconds']:.2f}",
+            f"{values['seconds']:.2f}",
+            f"{values['times_faster']:.1f}",
+            f"{values['entry_bytes'] / MIB:.1f}" if "entry_bytes" in values else "",
+            "equal" if values["equal_bits"] else f"{values['gradient_difference']:.0e}",
+        )
+        for row in data["rows"]
+        for way, values in row["ways"].items()
+    ]
+    header = (
+        "method, precision",
+        "cache",
+        "first, s",
+        "later, s",
+        "times faster",
+        "MiB an image",
+        "gradients",
+    )
+    return [
+        "## Frozen work done once",
+        "",
+        f"SAM ViT-B on images of {data['side']} x {data['side']}, one in a batch, random weights; forward,"
+        ' loss and backward, seconds of the processor. The first pass computes the entries. "gradients": of'
+        " the first image, against those without the cache. `benchmarks/prefix_cache.py`",
+        "",
+        *table(header, rows),
+    ]
+
+
+def frozen_levers(data: dict[str, Any]) -> list[str]:
+    """What leaves frozen work out."""
+    first = data["rows"][0]
+    rows = [
+        (
+            row["name"],
+            f"{row['seconds']:.2f}",
+            f"{row['seconds'] / first['seconds']:.2f}",
+            f"{row['peak'] / MIB:,.0f}",
+            f"{row['peak'] / first['peak']:.2f}",
+        )
+        for row in data["rows"]
+    ]
+    return [
+        "## What leaves frozen work out",
+        "",
+        f"LoRA and `head` on SAM ViT-B, one image of {data['side']} x {data['side']}, float32 unless said;"
+        " seconds of the processor for a step, the whole process's peak. `benchmarks/frozen_levers.py`",
+        "",
+        *table(("settings", "seconds", "times the first", "peak MiB", "times the first"), rows),
+    ]
+
+
+def memory_estimate(data: dict[str, Any]) -> list[str]:
+    """The estimate against the peak."""
+    rows = [
+        (
+            f"{row['run']}, {row['batch_size']} x {row['side']}², {row['precision']}",
+            f"{row['estimate']['process'] / MIB:,.0f}",
+            f"{row['peak_bytes'] / MIB:,.0f}",
+            f"{row['error']:+.1%}",
+        )
+        for row in data["rows"]
+    ]
+    return [
+        "## The memory estimate against measured peaks",
+        "",
+        "MiB of the whole process on a processor: as the run announces it before its first step, and the"
+        " kernel's record of the training steps. `benchmarks/memory_estimate.py`",
+        "",
+        *table(("run", "estimate", "peak", "error"), rows),
+    ]
+
+
 SECTIONS = {
     "peers": peers,
     "levers": levers,
+    "prefix_cache": prefix_cache,
+    "frozen_levers": frozen_levers,
+    "memory_estimate": memory_estimate,
     "conv_lora_experts": conv_lora_experts,
     "merged": merged,
     "predict_overlap": predict_overlap,

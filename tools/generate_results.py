@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison_results
 from recipe_results import describe, origin
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,6 +77,13 @@ def recipe(data: dict[str, Any]) -> list[str]:
         lines += ["", line] if line else []
         lines += ["", *table(rows[0], rows[1:])]
     return lines
+
+
+def comparison(data: dict[str, Any]) -> list[str]:
+    """The table of a sweep, and what its words say."""
+    header, *rows = comparison_results.rows(data)
+    notes = [f"- {line}" for line in data["legend"]]
+    return [*comparison_results.lines(data), "", *table(header, rows), "", *notes]
 
 
 def camvid_dusk(data: dict[str, Any]) -> list[str]:
@@ -328,8 +336,8 @@ def s2_brats2013(data: dict[str, Any]) -> list[str]:
         "ranks": "T1c and FLAIR combined",
         "flair-to-t1c": "Trained on FLAIR (full, from the same base), adapted to T1c",
     }
-    for name, title in titles.items():
-        rows = data["tables"][name]["rows"]
+    for name, comparison in data["tables"].items():
+        rows = [row for row in comparison["rows"] if row["runs"]]
         cases = list(rows[0]["runs"][0]["volumes"])
         header = (
             "method",
@@ -340,7 +348,7 @@ def s2_brats2013(data: dict[str, Any]) -> list[str]:
             "steps",
             "best",
         )
-        lines += ["", f"### {title}", "", *table(header, (_s2_row(row, cases) for row in rows))]
+        lines += ["", f"### {titles[name]}", "", *table(header, (_s2_row(row, cases) for row in rows))]
     scores = ", ".join(
         f"{scores['volume_dice']['tumour']:.4f} ({case})" for case, scores in flair["volumes"].items()
     )
@@ -382,6 +390,61 @@ def sharding(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def label_noise(data: dict[str, Any]) -> list[str]:
+    """Wrong masks that a run finds."""
+    rows = []
+    for row in data["rows"]:
+        found = [f"{row['found'].get(way, 0)} of {made}" for way, made in row["made_wrong"].items()]
+        rows.append((f"{row['split']} ({row['images']})", *found, str(row["listed_of_the_sound"])))
+    ways = [f"{way} found" for way in data["rows"][0]["made_wrong"]]
+    return [
+        "## Wrong masks that a run finds",
+        "",
+        "CamVid at 120 x 160 pixels with masks made wrong on purpose; a small U-Net of"
+        f" {data['steps']} steps on these masks (val mIoU {data['val']['miou']:.4f}), one run."
+        " `benchmarks/label_noise.py`",
+        "",
+        *table(("split (images)", *ways, "sound ones listed"), rows),
+    ]
+
+
+def loading(data: dict[str, Any]) -> list[str]:
+    """Reading training samples."""
+    rows = []
+    for row in data["rows"]:
+        kept = ", decoded once" if row["decoded_cache"] else ""
+        rows.append(
+            (
+                row["format"] + kept,
+                str(row["workers"]),
+                f"{row['images_per_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})",
+                f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+                f"{row['processor_ms']:.0f}",
+            )
+        )
+    waits = [
+        ("decoded once" if row["decoded_cache"] else "png", str(row["workers"]), f"{row['wait_share']:.0%}")
+        for row in data["waiting"]
+    ]
+    sizes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in data["bytes"].items())
+    return [
+        "## Reading training samples",
+        "",
+        f"{data['num_images']} generated images of {data['side']} x {data['side']} pixels with masks (NIfTI:"
+        f" slices of 192 x 192), crops of {data['crop'][0]} x {data['crop'][1]}; medians of {data['rounds']}"
+        " rounds, lowest and highest in brackets. The ratio is to PNG without workers in the same round;"
+        f" processor milliseconds are for an image, workers included. On disk: {sizes}."
+        " `benchmarks/loading.py`",
+        "",
+        *table(("images", "workers", "images/s", "ratio", "processor ms"), rows),
+        "",
+        f"Share of {data['training']['train.steps']} training steps of a small U-Net spent waiting for"
+        " batches, one run each:",
+        "",
+        *table(("images", "workers", "waiting"), waits),
+    ]
+
+
 RECIPES = """\
 The small forms of published systems ([recipes](recipes.md)): every part of them runs; the networks are small
 and were trained from random weights here, so that the scores say nothing about the papers'. Written by
@@ -389,11 +452,15 @@ and were trained from random weights here, so that the scores say nothing about 
 
 SECTIONS = {
     "sam_methods": sam_methods,
+    "compare_polyps": comparison,
+    "compare_dusk": comparison,
     "camvid_dusk": camvid_dusk,
     "demo-unet-day": demo_unet_day,
     "lora_forms": lora_forms,
     "memory_layout": memory_layout,
     "raster_memory": raster_memory,
+    "loading": loading,
+    "label_noise": label_noise,
     "run_time": run_time,
     "sharding": sharding,
     "volumes_hippocampus": volumes_hippocampus,

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "segtune.cli.evaluate",
     "predict": "segtune.cli.predict",
     "inspect": "segtune.cli.inspect",
+    "find-rate": "segtune.cli.find_rate",
     "data": "segtune.cli.data",
     "compare": "segtune.cli.compare",
     "report": "segtune.cli.report",

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from segtune.cli.options import config_option, json_option, print_json, set_option
+from segtune.cli.options import config_option, json_option, print_json, set_option, weights_option
+
+if TYPE_CHECKING:
+    from segtune.data.check_report import CheckReport
+    from segtune.data.settings import DataSettings
 
 
 @click.group("data")
@@ -32,6 +37,13 @@ def command() -> None:
 @click.option(
     "--fix", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a corrected copy of DATA here."
 )
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Ask a finished run on DATA which masks it finds unlikely.",
+)
+@weights_option
 @click.option("--no-cache", is_flag=True, help="Open every file, also those that are as they were.")
 @json_option
 @click.pass_context
@@ -43,6 +55,8 @@ def check(
     preview: Path | None,
     html: Path | None,
     fix: Path | None,
+    run: Path | None,
+    weights: str | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:
@@ -54,7 +68,12 @@ def check(
     from segtune.data import is_there
     from segtune.errors import UsageError
 
-    settings = load_data_settings(files=files, assignments=assignments)
+    base = None
+    if run is not None:
+        from segtune.engine.folder import data_layer
+
+        base = data_layer(run)
+    settings = load_data_settings(files=files, assignments=assignments, base=base)
     if not is_there(data):
         raise UsageError(f"there is no data folder or manifest {data}", hint="check the path")
 
@@ -66,6 +85,8 @@ def check(
     index = open_data(data, settings)
     with _bar("reading") as progress:
         report = check_data(index, settings, progress)
+    if run is not None:
+        report = _ask(run, report, settings, weights)
     values = report.to_dict()
     lines = [report.text()]
     if preview is not None:
@@ -100,6 +121,17 @@ def check(
         click.echo("\n".join(lines))
     if not report.ok:
         context.exit(1)
+
+
+def _ask(run: Path, report: CheckReport, settings: DataSettings, weights: str | None) -> CheckReport:
+    """The report with what a run makes of the masks."""
+    from segtune.cli.console import ConsoleReporter
+    from segtune.engine.suspects import with_suspects
+
+    with _bar("asking the run") as progress:
+        return with_suspects(
+            report, run, settings, weights=weights, reporter=ConsoleReporter(), progress=progress
+        )
 
 
 @contextmanager

@@ -40,12 +40,17 @@ def command(
     if data is not None and not is_there(data):
         raise UsageError(f"there is no data folder or manifest {data}", hint="check --data")
 
-    from segtune.engine.cost import inspect_config, memory_advice
+    from segtune.engine.advice import alternatives, compared_with_full, describe
+    from segtune.engine.cost import inspect_config
 
     report, estimate = inspect_config(config, num_classes=classes, data=data)
+    found = alternatives(config, estimate, report["num_classes"])
+    against_full = compared_with_full(config, estimate, report["num_classes"])
     if as_json:
         table = [dict(zip(("module", "parameters", "trained"), row, strict=True)) for row in report["table"]]
-        print_json({**report, "table": table, "memory": estimate.to_dict()})
+        lower = [{"change": each.change, "total": each.total} for each in found]
+        memory = {**estimate.to_dict(), "alternatives": lower, "compared_with_full": against_full}
+        print_json({**report, "table": table, "memory": memory})
         return
 
     from rich.console import Console
@@ -69,9 +74,15 @@ def command(
         f"memory       about {estimate.total / 2**30:.2f} GiB for a step of {estimate.batch_size} images of"
         f" {size} in {estimate.precision}: weights {estimate.weights / 2**20:.0f}, gradients"
         f" {estimate.gradients / 2**20:.0f}, optimiser {estimate.optimizer / 2**20:.0f}, activations"
-        f" {estimate.activations / 2**20:.0f} MiB"
+        f" {estimate.activations / 2**20:.0f}, allocator {estimate.allocator / 2**20:.0f} MiB"
     )
-    for line in memory_advice(config.method, estimate):
+    if estimate.program:
+        click.echo(f"             the process as a whole about {estimate.process / 2**30:.2f} GiB")
+    if against_full is not None:
+        click.echo(f"             {against_full}")
+    if found:
+        click.echo("less memory")
+    for line in describe(found, estimate):
         click.echo(f"             {line}")
     if show_sites:
         sites = [

@@ -73,7 +73,8 @@ class Cell:
             parts.append(f"fold{self.fold}")
         text = json.dumps(self.config.to_dict(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return re.sub(r"[^A-Za-z0-9.+-]+", "-", "-".join([*parts, digest]))
+        name = re.sub(r"[^A-Za-z0-9.+-]+", "-", "-".join([*parts, digest]))
+        return name.lstrip("-")  # a word that begins with a dash is an option to every command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,10 +66,12 @@ def load_settings(
     return load_config([*layers, parse_assignments(assignments)])
 
 
-def load_data_settings(*, files: Sequence[Path] = (), assignments: Sequence[str] = ()) -> DataSettings:
+def load_data_settings(
+    *, files: Sequence[Path] = (), assignments: Sequence[str] = (), base: Layer | None = None
+) -> DataSettings:
     """The `data.*` settings alone, for commands that need no model."""
     whatever = {"model": {"name": next(iter(MODELS))}, "method": {"name": next(iter(METHODS))}}
-    return load_settings(flags={"default": whatever}, files=files, assignments=assignments).data
+    return load_settings(flags={"default": whatever}, files=files, assignments=assignments, base=base).data
 
 
 def difference(old: RunConfig, new: RunConfig) -> list[str]:

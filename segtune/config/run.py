@@ -49,8 +49,10 @@ class TrainSettings(Settings):
         gt=0,
         description="stop after so many seconds of training steps, instead of or besides the above",
     )
-    batch_size: int = Field(
-        8, ge=1, description="images that enter the network at once, over all processes together"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        8,
+        description="images that enter the network at once, over all processes together; auto: the most that"
+        " memory holds, up to 64",
     )
     devices: int = Field(1, ge=1, description="processes on each machine, one for each GPU")
     num_nodes: int = Field(1, ge=1, description="machines")
@@ -102,6 +104,12 @@ class TrainSettings(Settings):
     )
     tracker_project: str = Field("segtune", min_length=1, description="what trackers file the run under")
     profile_steps: int = Field(20, ge=1, description="steps whose parts `segtune fit --profile` times")
+
+    @property
+    def num_images(self) -> int:
+        """Images in a batch, once "auto" has become a number."""
+        assert self.batch_size != "auto", "a number stands in its place before anything is built"
+        return self.batch_size
 
     @model_validator(mode="before")
     @classmethod

@@ -101,14 +101,39 @@ class Sample:
         return self.name if self.slice is None else self.slice.case
 
 
+@dataclass(frozen=True)
+class Origin:
+    """All that the arrays of a sample are made of: as long as it is the same, so are they."""
+
+    files: tuple[Path, ...]
+    """Files that are read; size and time of change stand for their content."""
+    rest: str
+    """Everything else: how they are read, and content that lies in no file of the sample's own."""
+
+
 class Reader(Protocol):
-    """Turns a sample's files into arrays."""
+    """Turns a sample's files into arrays.
+
+    Readers whose arrays may be remembered also have `origin(sample) -> Origin | None`, and those of formats
+    that tell objects apart `instances(sample)`, [H, W] int32: 1, 2, ... where an object is seen, else 0.
+    """
 
     def image(self, sample: Sample) -> Image:
         """[H, W, C] in the file's own type."""
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map."""
+
+
+def origin_of(reader: Reader, sample: Sample) -> Origin | None:
+    """What the arrays of a sample are made of, or None where its reader does not say."""
+    tell: Callable[[Sample], Origin | None] | None = getattr(reader, "origin", None)
+    return None if tell is None else tell(sample)
+
+
+def tells_instances(reader: Reader) -> bool:
+    """Whether a reader can say which pixels belong to one object."""
+    return hasattr(reader, "instances")
 
 
 @dataclass(frozen=True, kw_only=True)

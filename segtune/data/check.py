@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segtune.data.base import SPLITS, DataIndex, Finding, Severity
-from segtune.data.check_report import CheckReport, percent
+from segtune.data.base import SPLITS, DataIndex, Finding, Origin, Sample, Severity, origin_of
+from segtune.data.check_report import SEVERITIES, CheckReport, percent
 from segtune.data.files import Progress
 from segtune.data.findings import allowed, file_finding, number_of
 from segtune.data.inspection import Inspection, from_values, inspect_case, to_values
 from segtune.data.label_findings import label_findings, pixel_findings
 from segtune.data.leak_findings import leak_findings
-from segtune.data.masks import FileReader
 from segtune.data.open import open_data
 from segtune.data.remembered import remember
-from segtune.data.scan import name_of
 from segtune.data.settings import DataSettings
 from segtune.data.tree_findings import tree_findings
 from segtune.types import IGNORE_INDEX
@@ -29,7 +27,6 @@ FEW_SAMPLES = 10
 """Fewer training samples than this are worth a warning."""
 RARE = 0.005
 """Classes with a smaller share of the training pixels are called rare."""
-_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
 
 def check_data(
@@ -51,11 +48,9 @@ def check_data(
     cases = [list(own) for _, own in itertools.groupby(index.samples, lambda sample: sample.case)]
     inspections = remember(
         index.root,
-        _recipe(index, settings),
+        "check" if settings.cache else None,
         cases,
-        files=lambda own: [
-            path for sample in own for path in (sample.image, sample.mask) if path is not None
-        ],
+        origin=lambda own: _origin(index, own),
         make=lambda own: inspect_case(index, own),
         dump=to_values,
         load=lambda own, values: from_values(own[len(own) // 2], values),
@@ -89,7 +84,7 @@ def check_data(
         class_names=index.classes.names,
         ignore_index=index.classes.ignore_index,
         splits=index.split_sizes,
-        findings=tuple(sorted(findings, key=lambda finding: _ORDER[finding.severity])),
+        findings=tuple(sorted(findings, key=lambda finding: SEVERITIES[finding.severity])),
         evidence=index.evidence,
         class_pixels=class_pixels,
         ignored_pixels=ignored_pixels,
@@ -100,15 +95,14 @@ def check_data(
     )
 
 
-def _recipe(index: DataIndex, settings: DataSettings) -> str | None:
-    """What an inspection depends on besides the files, as text; None where it cannot be told."""
-    reader = index.reader
-    if not (settings.cache and isinstance(reader, FileReader)):
+def _origin(index: DataIndex, samples: Sequence[Sample]) -> Origin | None:
+    """What the inspection of a case depends on, or None where it cannot be told."""
+    parts = [origin_of(index.reader, sample) for sample in samples]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
         return None
-    name = name_of(reader.read)
-    coding = reader.coding
-    parts = (coding.coding, coding.threshold, sorted(coding.values.items()), sorted(coding.colours.items()))
-    return None if name is None else f"check {name} {reader.channels} {parts}"
+    files = tuple(dict.fromkeys(path for part in known for path in part.files))
+    return Origin(files, "\n".join(dict.fromkeys(part.rest for part in known)))
 
 
 def _mask_values(inspections: Sequence[Inspection]) -> dict[int, tuple[int, int]]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from segtune.data.base import SPLITS, DataIndex, Finding, Severity
 from segtune.data.findings import number_of
 from segtune.data.inspection import Inspection
+from segtune.data.suspects import Suspect, suspect_findings
 from segtune.errors import DataError
 
 BAR = 24
 """Length of the longest bar of the class histogram, in characters."""
+SEVERITIES = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
+"""The order in which findings are told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,14 @@ class CheckReport:
     """The data without the samples that cannot be read or whose sizes do not fit."""
     inspections: tuple[Inspection, ...]
     """What each image or volume holds."""
+    suspects: tuple[Suspect, ...] = ()
+    """Images whose masks a run finds unlikely, where one was asked."""
+
+    def with_suspects(self, suspects: Sequence[Suspect]) -> CheckReport:
+        """The report with what a run has said, as warnings behind those that stand there."""
+        found = [*self.findings, *suspect_findings(self.usable, suspects)]
+        ordered = sorted(found, key=lambda finding: SEVERITIES[finding.severity])
+        return replace(self, findings=tuple(ordered), suspects=tuple(suspects))
 
     @property
     def ok(self) -> bool:
@@ -107,6 +118,16 @@ class CheckReport:
                 for value, (pixels, masks) in self.mask_values.items()
             ],
             "details": dict(self.details),
+            "suspects": [
+                {
+                    "name": suspect.sample.case,
+                    "split": suspect.sample.split,
+                    "loss": suspect.loss,
+                    "median": suspect.median,
+                    "deviations": suspect.deviations,
+                }
+                for suspect in self.suspects
+            ],
         }
 
     def histogram(self) -> str:

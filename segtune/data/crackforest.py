@@ -17,7 +17,7 @@ from segtune.data.base import Classes, DataIndex, Sample
 from segtune.data.files import MAX_PIXELS, MaskFile
 from segtune.data.known import KnownCoding
 from segtune.data.matching import by_key, list_files, match
-from segtune.data.matlab import read_mat, struct_field
+from segtune.data.matlab import has_variable, read_mat, struct_field
 from segtune.data.palette import default_palette
 from segtune.data.settings import DataSettings
 from segtune.errors import DataError
@@ -37,7 +37,7 @@ class CrackForest:
     def detect(self, root: Path) -> str | None:
         """Says what speaks for this format, or None."""
         images, masks = _places(root)
-        first = next((path for path in masks.values() if _names_variable(path)), None)
+        first = next((path for path in masks.values() if has_variable(path, VARIABLE)), None)
         if not images.keys() & masks.keys() or first is None:
             return None
         where = first.parent.relative_to(root).as_posix()
@@ -98,13 +98,3 @@ def _places(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         by_key((path.stem, path) for path in list_files(images)),
         by_key((path.stem, path) for path in list_files(masks, {".mat"})),
     )
-
-
-def _names_variable(path: Path) -> bool:
-    """Whether a file has the variable."""
-    from scipy.io import whosmat
-
-    try:
-        return any(name == VARIABLE for name, _, _ in whosmat(str(path), appendmat=False))
-    except Exception:  # the reader raises anything on foreign bytes
-        return False

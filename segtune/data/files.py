@@ -33,6 +33,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", 
 MAX_PIXELS = 1_000_000_000
 """Files whose header claims more pixels than this are refused before anything is decoded."""
 
+MAX_BYTES = 8_000_000_000
+"""The same for TIFF files that would take more bytes in memory: they state channels and bits freely."""
+
 TIFF_PHOTOMETRICS = (1, 2)
 """What tifffile may read: grey where black is 0, and RGB; the rest needs a conversion."""
 LOSSY = frozenset({"JPEG", "MPO", "WEBP"})
@@ -339,6 +342,13 @@ def _tiff_page(path: Path, stack: ExitStack) -> tuple[Any, int]:
 
     page = stack.enter_context(TiffFile(path)).pages.first
     _check_pixels(path, page.imagewidth, page.imagelength)
+    depth = max(1, int(page.imagedepth)) * int(page.samplesperpixel) * max(8, int(page.bitspersample)) // 8
+    if page.imagewidth * page.imagelength * depth > MAX_BYTES:
+        raise DataError(
+            f"{path}: the header claims {page.imagewidth} x {page.imagelength} pixels of {depth} bytes each, "
+            f"more than {MAX_BYTES:,} bytes",
+            hint="cut the image into tiles",
+        )
     tag = page.tags.get("Orientation")
     orientation = int(tag.value) if tag is not None else 1
     return page, orientation if orientation in _TURNS else 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from PIL import Image as Pillow
 
-from segtune.data.base import Classes, DataIndex, Mask, Sample
+from segtune.data.base import SPLITS, Classes, DataIndex, Mask, Sample
 from segtune.data.check_report import CheckReport
 from segtune.data.files import SUFFIXES, Progress, map_threads
 from segtune.data.findings import number_of
@@ -29,6 +29,24 @@ from segtune.data.settings import DataSettings
 from segtune.data.tree_findings import same_name
 from segtune.errors import DataError, UsageError
 from segtune.types import IGNORE_INDEX
+
+_VOLUMES = (
+    "volumes",
+    "data.exclude leaves patients out, data.volume.labels and data.values map values; wrong voxels are put "
+    "right where they were drawn",
+)
+REFUSED = {
+    **dict.fromkeys(("msd", "brats", "nifti"), _VOLUMES),
+    "hf_dataset": (
+        "rows of a table",
+        "data.values maps values and data.exclude leaves rows out; or write the rows as image files first",
+    ),
+    "geotiff": (
+        "tiles of rasters",
+        "data.values maps values and data.exclude leaves tiles out; rasters are put right at their source",
+    ),
+}
+"""Format -> what it holds that --fix does not copy, and what helps instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +91,7 @@ def write_fixed(
     plan = _plan(report, settings)
     wrong = {i.sample.name: _why_left_out(i) for i in report.inspections if not i.fits}
     swapped = {file for f in report.findings if f.code == "image-and-mask-swapped" for file in f.files}
+    repeated = _repeated(report, settings, plan)
     kept, left_out = [], []
     for inspection in report.inspections:
         sample = inspection.sample
@@ -83,6 +102,8 @@ def write_fixed(
             left_out.append(f"{image}: image and mask look swapped")
         elif sample.mask is None:
             left_out.append(f"{image}: no mask")
+        elif sample.name in repeated:
+            left_out.append(f"{image}: {repeated[sample.name]}")
         else:
             kept.append(sample)
     if not kept:
@@ -106,6 +127,36 @@ def write_fixed(
     return Fixed(folder=folder, written=len(kept), changes=plan.changes, left_out=tuple(left_out))
 
 
+def _repeated(report: CheckReport, settings: DataSettings, plan: _Plan) -> dict[str, str]:
+    """Samples whose image stands elsewhere byte for byte, and why they are left out.
+
+    Of several in one split the first stays. Of those in several splits the one of the test split stays, else
+    that of the validation split: a score on a known image says nothing, and training can do without it.
+    """
+    groups: dict[str, list[Inspection]] = defaultdict(list)
+    for inspection in report.inspections:
+        if inspection.digest and inspection.fits and inspection.sample.mask is not None:
+            groups[inspection.digest].append(inspection)
+    reasons = {}
+    for group in groups.values():
+        first: dict[str | None, Inspection] = {}
+        pairs = []
+        for inspection in group:
+            stays = first.setdefault(inspection.sample.split, inspection)
+            if stays is not inspection and "identical-images" not in settings.allow:
+                pairs.append((inspection, stays))
+        if "identical-across-splits" not in settings.allow:
+            best = max(first, key=lambda split: SPLITS.index(split) if split in SPLITS else -1)
+            pairs += [(one, first[best]) for split, one in first.items() if split != best]
+        for out, stays in pairs:
+            masks = plan.index.reader.mask(out.sample), plan.index.reader.mask(stays.sample)
+            name = stays.sample.image.relative_to(report.root).as_posix()
+            reasons[out.sample.name] = f"the same image as {name} ({stays.sample.split})" + (
+                "" if np.array_equal(masks[0], masks[1]) else "; THEIR MASKS DIFFER"
+            )
+    return reasons
+
+
 def _check_target(report: CheckReport, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already", hint="name a folder that is not there, or empty")
@@ -115,16 +166,16 @@ def _check_target(report: CheckReport, folder: Path) -> None:
             f"{folder} lies in {report.root}, and would become a part of the data",
             hint="name a folder outside of it",
         )
-    strange = [
-        i.sample
-        for i in report.inspections
-        if i.sample.slice is not None or i.sample.image.suffix.lower() not in SUFFIXES
-    ]
+    if report.format in REFUSED:
+        what, hint = REFUSED[report.format]
+        raise UsageError(
+            f"--fix copies images in files of their own, and {report.root} holds {what}", hint=hint
+        )
+    strange = [i.sample.image for i in report.inspections if i.sample.image.suffix.lower() not in SUFFIXES]
     if strange:
         raise UsageError(
-            f"{report.root}: only images in files of their own can be written corrected, "
-            f"and {strange[0].image.name} is none",
-            hint="--fix is for pictures, not for volumes or tables that hold pictures",
+            f"--fix copies images in files of their own, and that of {strange[0].name} lies in another file",
+            hint="save the images as files",
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from segtune.data.assemble import OUTSIDE_CODE, assemble
-from segtune.data.base import DataIndex, Finding, Image, Mask, Sample, Severity
+from segtune.data.base import DataIndex, Finding, Image, Mask, Origin, Sample, Severity
 from segtune.data.channels import ChannelRule, channel_rule
 from segtune.data.files import MaskFile, map_threads
 from segtune.data.findings import file_finding
@@ -218,6 +218,13 @@ class TileReader:
     tolerant: bool
     """Whether mask values that mean no class are ignored instead of refused."""
     rule: ChannelRule
+
+    def origin(self, sample: Sample) -> Origin | None:
+        """The two rasters, the tile's place in them, and how they are read."""
+        if sample.mask is None:
+            return None
+        rest = f"tile {sample.image.name} {self.tiles} {self.rule} {self.coding} {self.tolerant}"
+        return Origin((sample.image.parent, sample.mask.parent), rest)
 
     def image(self, sample: Sample) -> Image:
         """[H, W, C]."""

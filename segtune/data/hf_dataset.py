@@ -9,6 +9,7 @@ Needs the package `datasets`. No code of a data set is ever run, and files outsi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pydantic import Field
 
 from segtune.data import HUB, is_hub
 from segtune.data.assemble import OUTSIDE_CODE, assemble
-from segtune.data.base import DataIndex, Finding, Image, Mask, Sample, Severity
+from segtune.data.base import DataIndex, Finding, Image, Mask, Origin, Sample, Severity
 from segtune.data.channels import ChannelRule
 from segtune.data.files import PLAIN, MaskFile, decode_image, decode_mask, read_image, read_mask_file
 from segtune.data.masks import FileReader, MaskCoding, outside_error
@@ -130,17 +131,17 @@ class Rows:
 
     def image(self, path: Path, rule: ChannelRule) -> Image:
         """The image of a row, [H, W, C]."""
-        content = self._content(path, self.image_column)
+        content = self.content(path, self.image_column)
         if isinstance(content, Path):
             return read_image(content, rule)
         return decode_image(content, path, rule)
 
     def stored_mask(self, path: Path) -> MaskFile:
         """What the mask of a row stores."""
-        content = self._content(path, self.mask_column)
+        content = self.content(path, self.mask_column)
         return read_mask_file(content) if isinstance(content, Path) else decode_mask(content, path)
 
-    def _content(self, path: Path, column: str) -> bytes | Path:
+    def content(self, path: Path, column: str) -> bytes | Path:
         """Bytes of an image file, or where it lies.
 
         Raises:
@@ -171,6 +172,15 @@ class RowReader:
     tolerant: bool = False
     """Whether mask values that mean no class are ignored instead of refused."""
     channels: ChannelRule = PLAIN
+
+    def origin(self, sample: Sample) -> Origin | None:
+        """The content of the row's two cells, or the files that they name."""
+        cells = [self.rows.content(sample.image, c) for c in (self.rows.image_column, self.rows.mask_column)]
+        held = [
+            hashlib.blake2b(cell, digest_size=16).hexdigest() for cell in cells if isinstance(cell, bytes)
+        ]
+        files = tuple(cell for cell in cells if isinstance(cell, Path))
+        return Origin(files, f"row {held} {self.channels} {self.coding} {self.tolerant}")
 
     def image(self, sample: Sample) -> Image:
         """[H, W, C]."""

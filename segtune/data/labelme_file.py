@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from segtune.data.base import Image, Mask, Sample
+from segtune.data.base import Image, Mask, Origin, Sample
 from segtune.data.channels import ChannelRule
 from segtune.data.files import MAX_PIXELS, PLAIN, decode_image, decode_mask, image_size, read_image
 from segtune.data.regions import Points, read_points
@@ -42,9 +42,11 @@ class Shape:
     points: Points
     pixels: NDArray[np.bool_] | None = None
     """[h, w] of a mask, from the first point on."""
+    group: int | None = None
+    """Shapes of one label and group are one object."""
 
-    def paint(self, mask: Mask, label: int) -> None:
-        """Sets the shape's pixels in a class map [H, W]."""
+    def paint(self, mask: NDArray[Any], label: int) -> None:
+        """Sets the shape's pixels in a map [H, W]."""
         height, width = mask.shape
         if self.kind == "polygon":
             picture = Pillow.new("1", (width, height))
@@ -164,7 +166,8 @@ def _shape(path: Path, place: int, entry: Mapping[str, Any]) -> Shape | None:
         pixels = decode_mask(_bytes(where, entry.get("mask")), path).values > 0
         if pixels.ndim != 2:
             raise DataError(f"{where} has a mask of {pixels.shape[2]} channels", hint="it has one")
-    return Shape(kind, label, points, pixels)
+    group = entry.get("group_id")
+    return Shape(kind, label, points, pixels, group if type(group) is int else None)
 
 
 def _bytes(where: str, text: Any) -> bytes:
@@ -184,6 +187,11 @@ class LabelmeReader:
     """Label -> class."""
     channels: ChannelRule = PLAIN
 
+    def origin(self, sample: Sample) -> Origin:
+        """The JSON file and the image's, and which label is which class."""
+        files = dict.fromkeys((self.files[sample.name].path, sample.image))
+        return Origin(tuple(files), f"labelme {self.channels} {self.labels}")
+
     def image(self, sample: Sample) -> Image:
         """[H, W, C], from the image's own file or out of the JSON file."""
         if sample.image.suffix.lower() != ".json":
@@ -193,15 +201,32 @@ class LabelmeReader:
 
     def mask(self, sample: Sample) -> Mask:
         """[H, W] class map."""
-        file = self.files[sample.name]
-        size = file.size
-        if size is None:
-            is_inside = sample.image.suffix.lower() == ".json"
-            size = self.image(sample).shape[:2] if is_inside else image_size(sample.image)
-        mask = np.zeros(size, np.uint8)
-        for shape in file.shapes:
+        mask = np.zeros(self._size(sample), np.uint8)
+        for shape in self.files[sample.name].shapes:
             if shape.label in (IGNORED, BACKGROUND):
                 shape.paint(mask, IGNORE_INDEX if shape.label == IGNORED else 0)
             elif shape.label in self.labels:
                 shape.paint(mask, self.labels[shape.label])
         return mask
+
+    def instances(self, sample: Sample) -> NDArray[np.int32]:
+        """[H, W] the number of the object that is seen, from 1 on; 0 where there is none."""
+        numbers = np.zeros(self._size(sample), np.int32)
+        objects: dict[tuple[str, int], int] = {}
+        for place, shape in enumerate(self.files[sample.name].shapes):
+            if shape.label in (IGNORED, BACKGROUND):
+                shape.paint(numbers, 0)
+            elif shape.label in self.labels:
+                # Without a group each shape is an object of its own.
+                key = (shape.label, shape.group) if shape.group is not None else ("", place)
+                shape.paint(numbers, objects.setdefault(key, len(objects) + 1))
+        return numbers
+
+    def _size(self, sample: Sample) -> tuple[int, int]:
+        file = self.files[sample.name]
+        if file.size is not None:
+            return file.size
+        if sample.image.suffix.lower() == ".json":
+            image = self.image(sample)
+            return image.shape[0], image.shape[1]
+        return image_size(sample.image)

@@ -8,25 +8,24 @@ of the main process (dropout, for one) are left alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from segtune.data.base import DataIndex, Image, Mask, Sample
+from segtune.data.decoded import decoded_reader
 from segtune.data.prompts import PromptSource, stack_prompts
+from segtune.data.schedule import BatchSchedule, Key, derive_seed
 from segtune.data.settings import DataSettings, Size
 from segtune.data.transforms import TrainTransform, to_tensor
 from segtune.errors import DataError, SegtuneError
 from segtune.types import Batch, Prompts
-
-Key = tuple[int, int]
-"""Epoch and index of a training sample."""
 
 
 class LoadedSample(NamedTuple):
@@ -39,19 +38,6 @@ class LoadedSample(NamedTuple):
     name: str
     prompts: Prompts | None = None
     """Of one image (B = 1), for models that are prompted."""
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed that differs wherever any of the parts differs.
-
-    Args:
-        parts: what the random numbers may depend on.
-
-    Returns:
-        Integer in 0..2**32-1, the range that PyTorch's generator on the CPU tells apart.
-    """
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
 
 
 @contextmanager
@@ -139,8 +125,9 @@ class TrainDataset(Dataset[LoadedSample]):
         epoch = epoch % self.views if self.views else epoch
         sample = self.samples[position]
         image, mask = _read(self.index, sample)
+        marked = mask if self.prompts is None else self.prompts.marked(self.index.reader, sample, mask)
         with _own_randomness(derive_seed("sample", self.seed, epoch, position)):
-            pixels, classes = self.transform(image, mask)
+            pixels, classes = self.transform(image, marked)
             if self.prompts is None:
                 return LoadedSample(pixels, classes, sample.name)
             prompts, classes = self.prompts.draw(classes)
@@ -170,70 +157,11 @@ class EvalDataset(Dataset[LoadedSample]):
         sample = self.samples[position]
         image, array = _read(self.index, sample)
         mask = torch.from_numpy(np.ascontiguousarray(array))
-        prompts = None if self.prompts is None else self.prompts.exact(mask)
+        prompts = None
+        if self.prompts is not None:
+            marked = self.prompts.marked(self.index.reader, sample, array)
+            prompts = self.prompts.exact(torch.from_numpy(np.ascontiguousarray(marked)))
         return LoadedSample(to_tensor(image), mask, sample.name, prompts)
-
-
-def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Batches in an epoch: the last, incomplete one counts only where it is the only one."""
-    return max(num_samples // batch_size, 1)
-
-
-class BatchSchedule(Sampler[list[Key]]):
-    """Which samples make which batch, for every step of a run.
-
-    Samples are shuffled anew in each epoch. The last, incomplete batch of an epoch is dropped unless it
-    is the only one.
-
-    Args:
-        num_samples: size of the training set.
-        batch_size: samples in a batch.
-        seed: of the run.
-        start_step: the first step to yield, counted from the start of the run.
-        num_steps: how many steps to yield.
-        part: number of this process and of all; each has its own samples of every batch.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int,
-        seed: int,
-        start_step: int = 0,
-        num_steps: int,
-        part: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.part = part
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
-        self.num_steps = num_steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return steps_per_epoch(self.num_samples, self.batch_size)
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order: list[int] = []
-        for step in range(self.start_step, self.start_step + self.num_steps):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if batch == 0 or not order:
-                order = self._order(epoch)
-            first = batch * self.batch_size
-            number, size = self.part
-            positions = order[first : first + self.batch_size][number::size]
-            yield [(epoch, position) for position in positions]
-
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
-        order: list[int] = torch.randperm(self.num_samples, generator=generator).tolist()
-        return order
 
 
 def collate(samples: Sequence[LoadedSample]) -> Batch:
@@ -345,9 +273,13 @@ def train_loader(
         DataError: there is nothing to train on, or a sample has no mask. While iterating: a file
             cannot be read; the message names it.
         SettingsError: an augmentation does not fit the images.
+        UsageError: prompts for each instance, and the data tells none apart.
     """
     samples = index.training
     _require_masks(samples, "training")
+    if prompts is not None:
+        prompts.check(index)
+    index = replace(index, reader=decoded_reader(index.reader, settings))
     transform = TrainTransform(
         settings, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index
     )
@@ -390,6 +322,9 @@ def eval_loader(
             the message names it.
     """
     _require_masks(samples, "evaluation")
+    if prompts is not None:
+        prompts.check(index)
+    index = replace(index, reader=decoded_reader(index.reader, settings))
     return _Loader(
         _Deferred(EvalDataset(index, samples, prompts)),
         batch_size=None,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segtune.data.base import Colour, Image, Mask, Sample
+from segtune.data.base import Colour, Image, Mask, Origin, Sample
 from segtune.data.channels import ChannelRule
 from segtune.data.files import PLAIN, MaskFile, ReadMask, read_image, read_mask_file
 from segtune.errors import DataError
@@ -106,6 +106,10 @@ class MaskCoding:
             classes = np.where(classes == OUTSIDE, IGNORE_INDEX, classes)
         return classes.astype(np.uint8), outside
 
+    def __str__(self) -> str:
+        """All of it, as text that is equal where the coding is."""
+        return f"{self.coding} {self.threshold} {sorted(self.values.items())} {sorted(self.colours.items())}"
+
     @cached_property
     def _value_table(self) -> NDArray[np.int16]:
         table = np.full(65536, OUTSIDE, np.int16)
@@ -151,6 +155,16 @@ class FileReader:
     """Takes what is stored out of a mask file; other than this one where masks are no image files."""
     channels: ChannelRule = PLAIN
 
+    def origin(self, sample: Sample) -> Origin | None:
+        """The files of the sample, and how they are read."""
+        files = (sample.image,) if sample.mask is None else (sample.image, sample.mask)
+        return None if self._recipe is None else Origin(files, self._recipe)
+
+    @cached_property
+    def _recipe(self) -> str | None:
+        name = name_of(self.read)
+        return None if name is None else f"{name} {self.channels} {self.coding} {self.tolerant}"
+
     def image(self, sample: Sample) -> Image:
         """[H, W, C], uint8, uint16 or float32."""
         return read_image(sample.image, self.channels)
@@ -166,6 +180,12 @@ class FileReader:
         if outside and not self.tolerant:
             raise outside_error(sample.mask, outside)
         return mask
+
+
+def name_of(read: ReadMask) -> str | None:
+    """What names a function in any process; None where its name does not tell all of what it does."""
+    name = getattr(read, "__qualname__", "<")
+    return None if "<" in name or hasattr(read, "__self__") else f"{read.__module__}.{name}"
 
 
 def outside_error(path: Path, outside: Mapping[str, int]) -> DataError:

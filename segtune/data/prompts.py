@@ -11,6 +11,7 @@ right 5.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from segtune.data.base import DataIndex, Mask, Reader, Sample, tells_instances
 from segtune.data.settings import DataSettings
+from segtune.errors import UsageError
 from segtune.types import Prompts
+
+CLASS_BITS = 8
+LOWEST = (1 << CLASS_BITS) - 1
+"""Bits of a marked class map that hold the class; those above hold the number of the object."""
 
 
 class PromptSource:
@@ -36,17 +43,41 @@ class PromptSource:
         self.kinds = frozenset(kinds)
         self.ignore_index = ignore_index
 
+    @property
+    def per_instance(self) -> bool:
+        """Whether objects are those of the annotations."""
+        return self.settings.prompt_per == "instance"
+
+    def check(self, index: DataIndex) -> None:
+        """Raises UsageError where objects of the annotations are asked for and there are none."""
+        if self.per_instance and not tells_instances(index.reader):
+            raise UsageError(
+                f"data.prompt_per=instance: {index.format} data does not tell the objects of a class apart",
+                hint="coco and labelme data do; component takes each connected part for an object",
+            )
+
+    def marked(self, reader: Reader, sample: Sample, mask: Mask) -> NDArray[Any]:
+        """A class map [H, W] with the numbers of objects above its lowest 8 bits, where they are asked for.
+
+        So both go through crops, flips and turns as one.
+        """
+        if not self.per_instance:
+            return mask
+        numbers: NDArray[np.int32] = reader.instances(sample)  # type: ignore[attr-defined]
+        return (numbers << CLASS_BITS) | mask
+
     def draw(self, mask: Tensor) -> tuple[Prompts, Tensor]:
         """Prompts for training, by PyTorch's default generator.
 
         Args:
-            mask: uint8 [H, W].
+            mask: uint8 [H, W], or what `marked` gave.
 
         Returns:
-            Prompts of one image (B = 1), and the mask in which objects without a prompt are ignored:
+            Prompts of one image (B = 1), and the mask, uint8, in which objects without a prompt are ignored:
             no model can know of them.
         """
         objects, left_out = self._objects(mask.numpy(), shuffled=True)
+        mask = mask if mask.dtype == torch.uint8 else (mask & LOWEST).to(torch.uint8)
         if left_out.any():
             mask = torch.where(torch.from_numpy(left_out), self.ignore_index, mask)
         boxes = [self._jittered(_box(found), found.shape) for _, found in objects]
@@ -57,7 +88,7 @@ class PromptSource:
         """Prompts for scores: the largest objects, nothing random.
 
         Args:
-            mask: uint8 [H, W].
+            mask: uint8 [H, W], or what `marked` gave.
 
         Returns:
             Prompts of one image (B = 1).
@@ -74,12 +105,25 @@ class PromptSource:
         )
 
     def _objects(
-        self, mask: NDArray[np.uint8], *, shuffled: bool
+        self, marked: NDArray[Any], *, shuffled: bool
     ) -> tuple[list[tuple[int, NDArray[np.bool_]]], NDArray[np.bool_]]:
         """Class and pixels of each object that is prompted, and the pixels of those that are not."""
+        numbers, labels = self._instances(marked) if self.per_instance else self._parts(marked)
+        areas = np.bincount(numbers.ravel(), minlength=len(labels))
+        large = [number for number in range(1, len(labels)) if areas[number] >= self.settings.prompt_area]
+        if shuffled:
+            large = [large[place] for place in torch.randperm(len(large)).tolist()]
+        else:
+            large.sort(key=lambda number: -int(areas[number]))
+        chosen = large[: self.settings.prompt_objects]
+        left_out = (numbers > 0) & ~np.isin(numbers, chosen)
+        return [(labels[number], numbers == number) for number in chosen], left_out
+
+    def _parts(self, mask: NDArray[np.uint8]) -> tuple[NDArray[np.int32], list[int]]:
+        """The number of each pixel's object, 0 where there is none, and the class of each number."""
         from scipy import ndimage  # takes a quarter of a second, and only prompts need it
 
-        numbers = np.zeros(mask.shape, np.int32)  # 0 where there is no object
+        numbers = np.zeros(mask.shape, np.int32)
         labels = [0]
         for label in np.unique(mask):
             if label in (0, self.ignore_index):
@@ -90,15 +134,15 @@ class PromptSource:
                 parts, count = ndimage.label(pixels, structure=np.ones((3, 3)))
             numbers[pixels] = parts[pixels] + (len(labels) - 1)
             labels += [int(label)] * count
-        areas = np.bincount(numbers.ravel(), minlength=len(labels))
-        large = [number for number in range(1, len(labels)) if areas[number] >= self.settings.prompt_area]
-        if shuffled:
-            large = [large[place] for place in torch.randperm(len(large)).tolist()]
-        else:
-            large.sort(key=lambda number: -int(areas[number]))
-        chosen = large[: self.settings.prompt_objects]
-        left_out = (numbers > 0) & ~np.isin(numbers, chosen)
-        return [(labels[number], numbers == number) for number in chosen], left_out
+        return numbers, labels
+
+    def _instances(self, marked: NDArray[Any]) -> tuple[NDArray[np.int32], list[int]]:
+        """As `_parts`, for the objects of the annotations."""
+        found, numbers = np.unique(marked.astype(np.int32), return_inverse=True)
+        labels = found & LOWEST
+        is_object = (found >> CLASS_BITS > 0) & (labels != 0) & (labels != self.ignore_index)
+        new = np.where(is_object, np.cumsum(is_object), 0).astype(np.int32)
+        return new[numbers].reshape(marked.shape), [0, *labels[is_object].tolist()]
 
     def _jittered(self, box: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A box whose edges have moved, clipped to the image."""

@@ -31,8 +31,8 @@ class Region(NamedTuple):
     inside: NDArray[np.bool_]
     """[h, w], from the pixel (top, left) on."""
 
-    def paint(self, mask: NDArray[np.uint8], label: int) -> None:
-        """Sets the pixels in a class map [H, W]."""
+    def paint(self, mask: NDArray[Any], label: int) -> None:
+        """Sets the pixels in a map [H, W]."""
         height, width = self.inside.shape
         mask[self.top : self.top + height, self.left : self.left + width][self.inside] = label
 

@@ -1,8 +1,10 @@
 """Remembers what files were found to hold, so that unchanged files are not opened again.
 
-One compressed JSON file for each data set and way of reading it, in the user's cache folder. An entry counts
-as long as path, size and time of change of its files are the same. Whatever is damaged or cannot be
-written is done without: the files are read then.
+One compressed JSON file for each data set, in the user's cache folder. An entry counts as long as the
+origin of its item is the same: path below the root, size and time of change of its files, and the way of
+reading them. Entries that were not asked for are kept up to a limit, so that looks at parts of a data
+set, or in two ways, do not push each other out. Whatever is damaged or cannot be written is done without: the
+files are read then.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -18,12 +21,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from segtune.data.base import Origin
 from segtune.data.files import Progress, map_threads
 
-VERSION = 1
+VERSION = 2
 """A change of what is noted, or of how files are read, changes it."""
 MAX_BYTES = 256_000_000
 """Size of the whole folder above which the files that were not used for longest go."""
+SPARE = 10_000
+"""Entries that are kept for each data set although they were not asked for."""
 SETTLED = 2.0
 """Seconds after its last change from which a file is remembered: coarse clocks see no second change."""
 
@@ -37,17 +43,23 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "segtune" / "check"
 
 
-def identity(paths: Sequence[Path]) -> str | None:
-    """What tells files apart without opening them, or None where one is missing or was just changed."""
-    parts = []
-    for path in paths:
+def identity(origin: Origin, root: Path) -> str | None:
+    """What tells origins apart without opening files, or None where a file is missing or was just changed.
+
+    Args:
+        origin: files and the way of reading them.
+        root: where the files' names count from, so that it may be spelt in several ways.
+    """
+    parts = [origin.rest]
+    for path in origin.files:
         try:
             state = path.stat()
         except OSError:
             return None
         if time.time() - state.st_mtime < SETTLED:
             return None
-        parts.append(f"{path}\0{state.st_size}\0{state.st_mtime_ns}")
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        parts.append(f"{name}\0{state.st_size}\0{state.st_mtime_ns}")
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -56,7 +68,7 @@ def remember(
     recipe: str | None,
     items: Sequence[Item],
     *,
-    files: Callable[[Item], Sequence[Path]],
+    origin: Callable[[Item], Origin | None],
     make: Callable[[Item], Result],
     dump: Callable[[Result], Any],
     load: Callable[[Item, Any], Result],
@@ -66,9 +78,9 @@ def remember(
 
     Args:
         root: of the data set.
-        recipe: everything else that results depend on, as text; None: nothing is remembered.
+        recipe: what the results are; None: nothing is remembered.
         items: what to make results of.
-        files: the files that an item's result depends on.
+        origin: what an item's result depends on; None: this one is not remembered.
         make: makes a result.
         dump: the result as plain JSON values; None where it is not to be remembered.
         load: the opposite; ValueError, KeyError and TypeError mean that the values are damaged.
@@ -85,21 +97,24 @@ def remember(
     kept: dict[str, Any] = {}
 
     def one(item: Item) -> Result:
-        key = identity(files(item))
+        made_of = origin(item)
+        key = None if made_of is None else identity(made_of, root)
         if key is not None and key in known:
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 result = load(item, known[key])
                 kept[key] = known[key]
                 return result
         result = make(item)
-        if key is not None and key == identity(files(item)):
+        if key is not None and made_of is not None and key == identity(made_of, root):
             values = dump(result)
             if values is not None:
                 kept[key] = values
         return result
 
     results = map_threads(one, items, progress)
-    if kept.keys() != known.keys():
+    if kept.keys() - known.keys():
+        spare = itertools.islice((key for key in known if key not in kept), SPARE)
+        kept |= {key: known[key] for key in spare}
         with contextlib.suppress(OSError):
             _write(path, kept)
     return results

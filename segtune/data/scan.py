@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from segtune.data.base import Colour
+from segtune.data.base import Colour, Origin
 from segtune.data.files import MaskFile, ReadMask, read_mask_file
-from segtune.data.masks import file_colours, pack_colour, pack_colours
+from segtune.data.masks import file_colours, name_of, pack_colour, pack_colours
 from segtune.data.remembered import remember
 from segtune.errors import DataError
 
@@ -142,9 +142,9 @@ def scan_masks(
     name = name_of(read)
     results = remember(
         root,
-        f"scan {name}" if cache and name is not None else None,
+        "scan" if cache and name is not None else None,
         chosen,
-        files=lambda path: [path],
+        origin=lambda path: Origin((path,), name or ""),
         make=lambda path: summarise(path, read),
         dump=_to_values,
         load=_from_values,
@@ -154,12 +154,6 @@ def scan_masks(
         error = next(result for result in results if isinstance(result, DataError))
         raise DataError(f"none of the {len(paths)} masks can be read, e.g. {error.message}", hint=error.hint)
     return Scan(masks=masks, total=len(paths), root=root)
-
-
-def name_of(read: ReadMask) -> str | None:
-    """What names a function in any process; None where its name does not tell all of what it does."""
-    name = getattr(read, "__qualname__", "<")
-    return None if "<" in name else f"{read.__module__}.{name}"
 
 
 def _to_values(summary: MaskSummary | DataError) -> dict[str, Any] | None:

@@ -79,8 +79,10 @@ class DataSettings(Settings):
     rand_augment_magnitude: int = Field(9, ge=1, le=30, description="strength, out of 30")
 
     # --- prompts drawn from masks, for models that take them ---
-    prompt_per: Literal["class", "component"] = Field(
-        "class", description="an object is all of a class in an image, or each connected part of it"
+    prompt_per: Literal["class", "component", "instance"] = Field(
+        "class",
+        description="an object is all of a class in an image, each connected part of it, or what the "
+        "annotations draw as one (coco, labelme)",
     )
     prompt_jitter: float = Field(
         0.1, ge=0, lt=0.5, description="training: each edge of a box moves by up to this share of its side"
@@ -101,6 +103,12 @@ class DataSettings(Settings):
 
     volume: VolumeSettings = Field(VolumeSettings(), description="medical volumes (data.volume.*)")
     workers: int = Field(0, ge=0, le=64, description="processes that load training samples")
+    decoded_cache_gib: float = Field(
+        0.0,
+        ge=0,
+        description="GiB of decoded images and masks that are kept on disk for later epochs; 0: none",
+    )
+    decoded_cache: str | None = Field(None, description="their folder; default: in ~/.cache/segtune")
 
     @field_validator("scale")
     @classmethod

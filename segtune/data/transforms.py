@@ -7,15 +7,17 @@ the result (see `segtune.data.loading`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from segtune.data.base import Image, Mask
+from segtune.data.base import Image
 from segtune.data.rand_augment import RandAugment
 from segtune.data.settings import DataSettings, Size
 from segtune.errors import SettingsError
@@ -155,16 +157,16 @@ class TrainTransform:
             settings.rand_augment, settings.rand_augment_magnitude, self.ignore_index
         )
 
-    def __call__(self, image: Image, mask: Mask) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image, mask: NDArray[Any]) -> tuple[Tensor, Tensor]:
         """Draws one training sample.
 
         Args:
             image: [H, W, C], uint8, uint16 or float32.
-            mask: [H, W].
+            mask: [H, W] classes; more may stand above the lowest 8 bits, and is moved along.
 
         Returns:
-            Image float32 [C, *crop] in [0, 1]; mask uint8 [*crop], with the classes of the given
-            mask and the ignore index only.
+            Image float32 [C, *crop] in [0, 1]; mask [*crop] of the given type, with the values of the
+            given mask and the ignore index only.
         """
         if self.settings.resize is not None:
             image, mask = _resize_arrays(image, mask, self.settings.resize)
@@ -184,7 +186,7 @@ class TrainTransform:
         plain = sample[0].as_subclass(Tensor), sample[1].as_subclass(Tensor)
         return self.rand_augment(*plain)
 
-    def _draw_window(self, mask: Mask, size: tuple[int, ...]) -> tuple[slice, slice]:
+    def _draw_window(self, mask: NDArray[Any], size: tuple[int, ...]) -> tuple[slice, slice]:
         """A window of at most `size`; of ten tries the first that is not one class's, or the least so."""
         rooms = [max(have - wanted, 0) for have, wanted in zip(mask.shape, size, strict=True)]
         num_tries = NUM_CROP_TRIES if any(rooms) else 1
@@ -200,9 +202,9 @@ class TrainTransform:
         assert best is not None
         return best[1]
 
-    def _largest_share(self, mask: Mask) -> float:
+    def _largest_share(self, mask: NDArray[Any]) -> float:
         """Share of the most frequent class among the pixels that count; above 1 where none does."""
-        counts = np.bincount(mask.ravel(), minlength=256)
+        counts = np.bincount(mask.astype(np.uint8, copy=False).ravel(), minlength=256)
         counts[self.ignore_index] = 0
         total = counts.sum()
         return float(counts.max() / total) if total else 2.0
@@ -213,6 +215,6 @@ def _scaled(size: tuple[int, ...], factor: float) -> Size:
     return height, width
 
 
-def _resize_arrays(image: Image, mask: Mask, size: Size) -> tuple[Image, Mask]:
+def _resize_arrays(image: Image, mask: NDArray[Any], size: Size) -> tuple[Image, NDArray[Any]]:
     resized, labels = resize(to_tensor(image), torch.from_numpy(mask), size)
     return resized.permute(1, 2, 0).numpy(), labels.numpy()

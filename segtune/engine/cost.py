@@ -1,19 +1,20 @@
 """What a run will cost, said before it starts: parameters by module, bytes on disk, peak memory.
 
-Memory is estimated by running one training step on tensors without data: every tensor that autograd
-keeps for the backward pass is counted, under the run's own precision.
+Memory is estimated by running one training step on tensors without data (engine/memory.py), in the run's own
+precision and with its own loss.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 
 from segtune.config.run import RunConfig
 from segtune.data.base import DataIndex
@@ -22,7 +23,7 @@ from segtune.data.open import open_data
 from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
 from segtune.engine.half import halve_frozen
-from segtune.engine.prompts import example_prompts
+from segtune.engine.memory import step_peak, without_data
 from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
 from segtune.models.base import SegModel
@@ -30,28 +31,46 @@ from segtune.models.build import build_model
 from segtune.settings import Settings
 
 DEFAULT_CROP = (512, 512)
+ALLOCATOR_SHARE = 0.15
+"""Of what a step makes, on a processor: the next tensor does not always fit into the freed blocks that the C
+library keeps (measured: docs/memory.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that a training step needs at its peak, without the program itself."""
+    """Bytes that a training step needs at its peak."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    """Everything else that a step makes: what the backward pass needs, and what lives in between."""
+    allocator: int = 0
+    """On a processor: what the allocator holds beside living tensors."""
+    program: int = 0
+    """On a processor: the program itself, before it builds a model; not part of the total."""
     batch_size: int
     size: tuple[int, int]
     precision: str
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """Sum of all parts but the program."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.allocator
+
+    @property
+    def process(self) -> int:
+        """What the process needs on a processor."""
+        return self.total + self.program
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the total included."""
         return {**self.__dict__, "total": self.total}
+
+
+def program_bytes(device: torch.device) -> int:
+    """Memory of this process as it is now; 0 for a GPU, whose memory it does not take."""
+    return psutil.Process().memory_info().rss if device.type == "cpu" else 0
 
 
 def estimate_memory(
@@ -64,6 +83,11 @@ def estimate_memory(
     size: tuple[int, int],
     precision: str,
     optimizer: str = "adamw",
+    accumulate: int = 1,
+    loss: nn.Module | None = None,
+    num_sections: int = 0,
+    on_gpu: bool = False,
+    program: int = 0,
 ) -> MemoryEstimate:
     """Counts what one training step keeps in memory; no weights are loaded, nothing is computed.
 
@@ -76,43 +100,36 @@ def estimate_memory(
         size: height and width of the training images in pixels.
         precision: "32", "bf16" or "16".
         optimizer: "adam" and "adamw" keep two numbers for each parameter, "sgd" one.
+        accumulate: batches summed up for one step.
+        loss: of the run; None: cross entropy.
+        num_sections: sections of the encoder that are read from a cache.
+        on_gpu: leave out what only a processor needs.
+        program: see `program_bytes`.
     """
     built = build_model(model, num_classes, model_settings, meta=True)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        built.to_empty(device="cpu")
+    with without_data(built):
         applied = _apply(built, parts)
         halve_frozen(applied, precision)
         built.train()
-        images = torch.empty(batch_size, built.input_spec.channels, *size)
-        own = {id(t) for t in (*built.parameters(), *built.buffers())}
-        kept: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in own:
-                storage = tensor.untyped_storage()
-                kept[storage._cdata] = storage.nbytes()
-                holders.append(tensor)  # a freed storage's address would be counted for another one
-            return tensor
-
-        holders: list[torch.Tensor] = []
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32"),
-        ):
-            output = built(images, prompts=example_prompts(built, images))
-            loss = output.logits.float().log_softmax(dim=1).sum()
-            for logits in output.auxiliary.values():
-                loss = loss + logits.float().log_softmax(dim=1).sum()
-        # the loss's own gradient lives beside everything that is kept
-        activations = sum(kept.values()) + output.logits.numel() * 4
+        peak = step_peak(
+            built,
+            applied,
+            batch_size=batch_size,
+            size=size,
+            precision=precision,
+            loss=loss,
+            accumulate=accumulate > 1,
+            num_sections=num_sections,
+        )
         weights = sum(t.numel() * t.element_size() for t in (*built.parameters(), *built.buffers()))
         gradients = sum(p.numel() * p.element_size() for p in applied.parameters().values())
-    states = 1 if optimizer == "sgd" else 2
     return MemoryEstimate(
         weights=weights,
         gradients=gradients,
-        optimizer=states * gradients,
-        activations=activations,
+        optimizer=(1 if optimizer == "sgd" else 2) * gradients,
+        activations=max(0, peak - gradients),
+        allocator=0 if on_gpu else round(ALLOCATOR_SHARE * max(peak, gradients)),
+        program=program,
         batch_size=batch_size,
         size=size,
         precision=precision,
@@ -196,20 +213,6 @@ def inspect(
     }
 
 
-def memory_advice(method: str, estimate: MemoryEstimate) -> list[str]:
-    """What would lower the estimate, in order of effect, honestly."""
-    lines = []
-    if estimate.activations > estimate.weights + estimate.gradients + estimate.optimizer:
-        share = estimate.activations / max(1, estimate.total)
-        lines.append(f"activations are {share:.0%} of it: a smaller data.crop or train.batch_size helps most")
-        if "lora" in method or "bitfit" in method or "norm" in method:
-            lines.append(
-                f"{method} does not lower them; method=head and method=lst do, as no gradient passes through"
-                " the encoder"
-            )
-    return lines
-
-
 def inspect_config(
     config: RunConfig, *, num_classes: int | None, data: Path | None
 ) -> tuple[dict[str, Any], MemoryEstimate]:
@@ -230,27 +233,41 @@ def inspect_config(
         num_classes=num_classes,
         parts=config.method_parts,
     )
+    device = choose_device(config.train.accelerator)
     estimate = estimate_memory(
         model=config.model,
         model_settings=config.model_settings,
         num_classes=num_classes,
         parts=config.method_parts,
-        batch_size=config.train.batch_size,
-        size=_training_size(config, index),
-        precision=choose_precision(config.train.precision, choose_device(config.train.accelerator)),
+        batch_size=8 if config.train.batch_size == "auto" else config.train.batch_size,
+        size=_crop_size(config, index),
+        precision=choose_precision(config.train.precision, device),
         optimizer=config.optim.name,
+        accumulate=config.train.accumulate,
+        on_gpu=device.type != "cpu",
+        program=program_bytes(device),
     )
     return report, estimate
 
 
-def _training_size(config: RunConfig, index: DataIndex | None) -> tuple[int, int]:
-    crop = config.data.crop
+def _crop_size(config: RunConfig, index: DataIndex | None) -> tuple[int, int]:
+    if isinstance(config.data.crop, tuple) or index is not None:
+        sizes = [] if index is None or config.data.resize is not None else list(_image_sizes(index))
+        return training_size(config, sizes)
+    return config.data.resize or DEFAULT_CROP
+
+
+def training_size(config: RunConfig, sizes: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """Height and width in pixels of training samples.
+
+    Args:
+        config: the settings.
+        sizes: of the images; not needed where the settings name a size.
+    """
+    crop, resize = config.data.crop, config.data.resize
     if isinstance(crop, tuple):
         return crop
-    if index is None:
-        return config.data.resize or DEFAULT_CROP
-    resize = config.data.resize
-    sizes = list(_image_sizes(index)) if resize is None else [resize]
+    sizes = sizes if resize is None else [resize]
     if crop == "auto":
         multiple = build_model(config.model, 2, config.model_settings, meta=True).input_spec.multiple
         return resolve_crop(sizes, multiple)

@@ -38,7 +38,7 @@ def out_of_memory(
     config: RunConfig, device: torch.device, crop: tuple[int, int] | None, estimated_bytes: int
 ) -> TrainingError:
     """Memory ran out; the hint keeps the effective batch size where it can."""
-    size = config.train.batch_size
+    size = config.train.num_images
     hint = (
         f"--set train.batch_size={max(1, size // 2)} --set train.accumulate={config.train.accumulate * 2}"
         if size > 1

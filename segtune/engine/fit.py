@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from segtune.data.check_report import CheckReport
 from segtune.data.prompts import PromptSource
 from segtune.data.transforms import to_tensor
 from segtune.engine.adapter import TENSORS, describe, save_adapter, verify_adapter
+from segtune.engine.batch import available_bytes, choose_batch_size
 from segtune.engine.build import build_from_config, learning_rate, place
-from segtune.engine.cost import memory_advice, trainable_table
+from segtune.engine.cost import trainable_table
 from segtune.engine.files import write_json
 from segtune.engine.folder import RunFolder
 from segtune.engine.half import halve_if_equal
@@ -95,6 +96,12 @@ def fit(
     reporter = reporter if reporter is not None and world.is_first else Reporter()
     try:
         check = world.first(lambda: check or take_in(config, reporter))
+        if config.train.batch_size == "auto":
+            found = check
+            choice = world.first(lambda: choose_batch_size(config, found))
+            train = config.train.model_copy(update={"batch_size": choice.batch_size})
+            config = replace(config, train=train)
+            reporter.note(choice.note)
         job = prepare(config, folder, check)
         if world.is_first:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -136,6 +143,8 @@ def _train(trainer: Trainer, began: float, *, resume: bool) -> None:
     if world.shards is not None or halved:  # the tuned tensors are read from disk; the base is that of before
         job.tunable = build_from_config(job.config, job.index.classes)
         place(job.tunable.model, job.device)
+        if job.cache is not None:
+            job.cache.model = job.tunable.model
 
 
 def _profiler(job: Job) -> Profiler:
@@ -163,11 +172,26 @@ def _announce(job: Job, reporter: Reporter) -> None:
     reporter.note(
         f"estimated memory of a training step: {estimate.total / 2**30:.2f} GiB for {estimate.batch_size}"
         f" images of {estimate.size[0]}x{estimate.size[1]} pixels in {job.precision} on {job.device}",
-        *memory_advice(config.method, estimate),
+        *_memory_notes(job),
         *_prompt_notes(job),
         *([job.cache_note] if job.cache_note else []),
         *_ending_notes(job),
     )
+
+
+def _memory_notes(job: Job) -> list[str]:
+    """The process's memory on a processor, and a warning where a step will not fit."""
+    estimate, lines = job.estimate, list[str]()
+    if estimate.program:
+        lines.append(f"with the program itself: {estimate.process / 2**30:.2f} GiB")
+    # the weights are there already
+    missing = estimate.total - estimate.weights - available_bytes(job.device)
+    if missing > 0:
+        lines.append(
+            f"warning: that is {missing / 2**30:.2f} GiB more than is free; `segtune inspect --data DATA`"
+            " with the same settings says what would lower it"
+        )
+    return lines
 
 
 def _prompt_notes(job: Job) -> list[str]:

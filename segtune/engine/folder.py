@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from segtune.config.layers import read_yaml
+from segtune.config.layers import Layer, read_yaml
 from segtune.config.load import load_config
 from segtune.config.run import RunConfig
 from segtune.engine.files import write_text
@@ -132,6 +132,18 @@ class RunFolder:
                 hint="name a folder that `segtune fit --out` wrote",
             )
         return load_config([read_yaml(self.config)])
+
+
+def data_layer(path: Path) -> Layer | None:
+    """How a run reads its data, as settings to start from; None of an adapter's folder, which does not say.
+
+    Raises:
+        UsageError: not a run.
+    """
+    require_run(path)
+    if (path / DESCRIPTION).is_file():
+        return None
+    return Layer(f"{path.name}/config.yaml", {"data": RunFolder(path).read_config().to_dict()["data"]})
 
 
 def require_run(path: Path) -> None:

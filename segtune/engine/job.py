@@ -12,7 +12,7 @@ from torch import nn
 from segtune.config.run import CROSS_ENTROPY, DEFAULT_EPOCHS, RunConfig, TrainSettings
 from segtune.data.base import DataIndex, Sample
 from segtune.data.check_report import CheckReport
-from segtune.data.loading import steps_per_epoch
+from segtune.data.schedule import steps_per_epoch
 from segtune.data.transforms import TrainTransform, resolve_crop
 from segtune.engine.build import (
     Tunable,
@@ -22,7 +22,7 @@ from segtune.engine.build import (
     choose_precision,
     place,
 )
-from segtune.engine.cost import MemoryEstimate, estimate_memory
+from segtune.engine.cost import MemoryEstimate, estimate_memory, program_bytes
 from segtune.engine.evaluate import require_two_classes
 from segtune.engine.folder import RunFolder
 from segtune.engine.infer import InferenceSettings, require_whole_images
@@ -82,6 +82,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         NoSiteError: the method does not fit the model.
     """
     index = check.usable
+    program = program_bytes(choose_device(config.train.accelerator))
     device = choose_device(config.train.accelerator)
     precision = choose_precision(config.train.precision, device)
     tunable = build_from_config(config, index.classes)
@@ -102,33 +103,38 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
     if crop == "auto":
         resize = config.data.resize
         crop = resolve_crop(check.image_sizes if resize is None else [resize], spec.multiple)
-    if crop is None and config.train.batch_size > 1:
+    if crop is None and config.train.num_images > 1:
         _check_sizes(config, check.image_sizes)
     num_processes = config.train.devices * config.train.num_nodes
-    if num_processes > 1 and len(index.training) < config.train.batch_size:
+    if num_processes > 1 and len(index.training) < config.train.num_images:
         raise UsageError(
             f"{len(index.training)} images to train on are fewer than train.batch_size="
-            f"{config.train.batch_size}, which {num_processes} processes divide among them",
+            f"{config.train.num_images}, which {num_processes} processes divide among them",
             hint="a smaller train.batch_size, or one process",
         )
     # refuses what does not fit the images before anything is written
     TrainTransform(config.data, crop=crop, channels=index.channels, ignore_index=index.classes.ignore_index)
     inference = InferenceSettings.from_data(config.data, precision, recipe_of(index))
     require_whole_images(tunable.model, inference)
+    plan = None
+    if config.train.cache == "prefix":
+        plan = plan_cache(config, tunable, index, check.image_sizes, crop=crop, inference=inference)
     estimate = estimate_memory(
         model=config.model,
         model_settings=config.model_settings,
         num_classes=index.classes.num_classes,
         parts=config.method_parts,
-        batch_size=config.train.batch_size // num_processes,
+        batch_size=config.train.num_images // num_processes,
         size=crop or config.data.resize or max(check.image_sizes, key=lambda size: size[0] * size[1]),
         precision=precision,
         optimizer=config.optim.name,
+        accumulate=config.train.accumulate,
+        loss=loss,
+        num_sections=0 if plan is None else plan.prefix.num_sections,
+        on_gpu=device.type != "cpu",
+        program=program,
     )
-    plan = None
-    if config.train.cache == "prefix":
-        plan = plan_cache(config, tunable, index, check.image_sizes, crop=crop, inference=inference)
-    batches = steps_per_epoch(len(index.training), config.train.batch_size)
+    batches = steps_per_epoch(len(index.training), config.train.num_images)
     return Job(
         config=config,
         folder=folder,
@@ -195,7 +201,7 @@ def _check_monitor(name: str, index: DataIndex) -> None:
 
 def _check_sizes(config: RunConfig, sizes: Collection[tuple[int, int]]) -> None:
     """Raises UsageError where whole images of a batch would differ in size."""
-    data, batch = config.data, f"data.crop=null with train.batch_size={config.train.batch_size}"
+    data, batch = config.data, f"data.crop=null with train.batch_size={config.train.num_images}"
     if data.scale[0] != data.scale[1]:
         raise UsageError(
             f"{batch} and data.scale={data.scale[0]:g},{data.scale[1]:g}: images of different sizes cannot"

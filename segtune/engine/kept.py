@@ -88,7 +88,7 @@ def _outputs(job: Job, world: World) -> Iterator[SegOutput]:
     batches = train_loader(
         index,
         config.data,
-        batch_size=config.train.batch_size,
+        batch_size=config.train.num_images,
         seed=config.train.seed,
         start_step=0,
         num_steps=job.batches_per_epoch,

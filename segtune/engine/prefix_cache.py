@@ -130,10 +130,11 @@ class PrefixCache:
             self.counts.read += 1
         return entry
 
-    @torch.no_grad()
     def _compute(self, image: Tensor) -> _Entry:
-        images = image.to(self.device, memory_format=torch.channels_last)
-        with autocast(self.device, self.precision):
+        # As in training, whatever the entry is for: kernels may be others where no gradient is wanted.
+        # None of these sections needs one, so that nothing is kept for it.
+        with torch.inference_mode(False), torch.enable_grad(), autocast(self.device, self.precision):
+            images = image.clone().to(self.device, memory_format=torch.channels_last)
             sections = self.model.sections()[: self.prefix.num_sections]
             state = run_sections(sections, self.model.prepared(images))
         stored: dict[str, Tensor] = {}

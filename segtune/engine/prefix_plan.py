@@ -147,7 +147,7 @@ def _plain(config: RunConfig, sizes: Mapping[Size, int]) -> str:
     changes = []
     if config.data.crop is not None:
         changes.append("data.crop=null")
-        if config.data.resize is None and len(sizes) > 1 and config.train.batch_size > 1:
+        if config.data.resize is None and len(sizes) > 1 and config.train.num_images > 1:
             height, width = next(iter(sizes))
             changes.append(f"data.resize={height},{width}")
     data = config.data

@@ -63,9 +63,9 @@ def evaluate_run(
     assert path is not None
     index = open_data(path, as_trained(config.data, loaded.description, settings))
     reporter.note(*index.evidence)
-    _require_same_classes(index, loaded.description, reporter)
+    require_same_classes(index, loaded.description, reporter)
     samples = [s for s in usable_data(config, index).split(split) if s.mask is not None]
-    inference = Inference(loaded.tunable.model, _inference(loaded, settings))
+    inference = Inference(loaded.tunable.model, inference_settings(loaded, settings))
     return evaluate_samples(
         inference,
         index,
@@ -98,7 +98,7 @@ def predict_run(
         UsageError: prompts from masks where there are none, or beside a file of prompts.
     """
     loaded = load_run(run, weights=weights)
-    inference = _inference(loaded, settings)
+    inference = inference_settings(loaded, settings)
     if prompts_from_masks and (prompts is not None or inference.volume is None):
         raise UsageError(
             "prompts are drawn from the masks of volumes, and only where no file gives them",
@@ -165,7 +165,7 @@ def attention_run(
     step = max(1.0, len(found) / limit)
     chosen = [found[int(number * step)] for number in range(min(limit, len(found)))]
     loaded = load_run(run, weights=weights)
-    feeding = _inference(loaded, settings)
+    feeding = inference_settings(loaded, settings)
     wanted = loaded.tunable.model.input_spec.channels
     device = next(loaded.tunable.model.parameters()).device
     models = {"base": place(load_base(loaded.description, weights=weights), device)}
@@ -193,7 +193,7 @@ def attention_run(
     }, len(chosen)
 
 
-def _require_same_classes(index: DataIndex, model: AdapterDescription, reporter: Reporter) -> None:
+def require_same_classes(index: DataIndex, model: AdapterDescription, reporter: Reporter) -> None:
     """Refuses data that the model cannot be scored on, and names classes that may not be the same."""
     names, wanted = index.classes.names, model.class_names
     if len(names) != len(wanted):
@@ -241,7 +241,7 @@ def _with_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> RunConfig:
     return load_config([Layer("config.yaml", base), nest(settings.items(), "--set")])
 
 
-def _inference(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSettings:
+def inference_settings(loaded: LoadedRun, settings: Mapping[str, Any]) -> InferenceSettings:
     """How images are fed: as in training, but for what the user changed."""
     own = dict(loaded.description.inference)
     changed = _with_settings(loaded, settings).data

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
-from segtune.data.loading import derive_seed, train_loader
+from segtune.data.loading import train_loader
 from segtune.data.prompts import PromptSource
+from segtune.data.schedule import derive_seed
 from segtune.engine.average import MovingAverage
-from segtune.engine.build import learning_rate, takes_proposals
+from segtune.engine.build import learning_rate
 from segtune.engine.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from segtune.engine.failures import is_out_of_memory, not_a_number, out_of_memory
+from segtune.engine.failures import is_out_of_memory, out_of_memory
 from segtune.engine.job import MOST_STEPS, Job
 from segtune.engine.kept import delete_others
 from segtune.engine.log import MetricLog
 from segtune.engine.optim import build_optimizer, rate_factor, set_rate
 from segtune.engine.phases import Phases
-from segtune.engine.prompts import to_device
 from segtune.engine.reporter import Reporter
 from segtune.engine.resources import ResourceMonitor
 from segtune.engine.shards import gathered, load_optimizer
+from segtune.engine.step import Stepper
 from segtune.engine.tensors import write_tensors
 from segtune.engine.tracking import Tracking
 from segtune.engine.validation import Validator
 from segtune.engine.world import World
-from segtune.types import Batch, SegOutput
+from segtune.types import Batch
 
 MAX_STEPS_BETWEEN_CHECKPOINTS = 500
 TICKS = 10_000
@@ -55,6 +55,7 @@ class Trainer:
         self.reporter = reporter
         self.progress = Progress()
         self.phases = phases
+        self.stepper = Stepper(job, world, phases)
         self.validator = Validator(job, reporter, world, phases)
         self.average: MovingAverage | None = None
         self.resources: dict[str, Any] = {}
@@ -151,7 +152,7 @@ class Trainer:
     ) -> None:
         config, progress = self.config, self.progress
         peak = learning_rate(config, self.job.tunable.applied)
-        batches = self._batches(progress.step)
+        batches = self._batches(progress.step, self.job.num_steps - progress.step)
         model.train()
         begin = time.perf_counter()
         while not self._is_over() and not progress.stopped:
@@ -221,7 +222,28 @@ class Trainer:
         num_batches = self.progress.step * self.config.train.accumulate
         return (num_batches - 1) // self.job.batches_per_epoch + 1
 
-    def _batches(self, step: int) -> Iterator[Batch]:
+    def losses_at(self, rates: Sequence[float], first_step: int) -> Iterator[float]:
+        """The loss before steps with given learning rates, and after each of them.
+
+        Nothing is written; the model is trained on the way.
+
+        Args:
+            rates: one for each step.
+            first_step: whose images and random numbers the first one takes.
+        """
+        applied, fabric = self.job.tunable.applied, self.world.fabric
+        optimizer: Any = build_optimizer(
+            applied.parameters(), self.config.optim, rates[0], applied.rate_factors()
+        )
+        model, optimizer = self.world.set_up(self.job.tunable.model, optimizer)
+        model.train()
+        batches = self._batches(first_step, len(rates) + 1)
+        for number, rate in enumerate([*rates, 0.0]):  # a step's loss is that before it
+            set_rate(optimizer, rate)
+            torch.manual_seed(derive_seed("step", self.config.train.seed, first_step + number))
+            yield self._step(fabric, model, optimizer, batches)[0]
+
+    def _batches(self, step: int, num_steps: int) -> Iterator[Batch]:
         config = self.config
         accumulate = config.train.accumulate
         index, prompted = self.job.index, self.job.tunable.model.prompted
@@ -229,10 +251,10 @@ class Trainer:
             train_loader(
                 index,
                 config.data,
-                batch_size=config.train.batch_size,
+                batch_size=config.train.num_images,
                 seed=config.train.seed,
                 start_step=step * accumulate,
-                num_steps=(self.job.num_steps - step) * accumulate,
+                num_steps=num_steps * accumulate,
                 crop=self.job.crop,
                 prompts=PromptSource(config.data, prompted, index.classes.ignore_index) if prompted else None,
                 part=(self.world.rank, self.world.size),
@@ -243,63 +265,7 @@ class Trainer:
     def _step(
         self, fabric: Fabric, model: Any, optimizer: Any, batches: Iterator[Batch]
     ) -> tuple[float, float, int]:
-        """One optimiser step: mean loss, seconds waited for data, number of images."""
-        accumulate, phases = self.config.train.accumulate, self.phases
-        total, waited, num_images, names = 0.0, 0.0, 0, list[str]()
-        cache = self.job.cache
-        for part in range(accumulate):
-            begin = time.perf_counter()
-            with phases("data wait"):
-                batch = next(batches)
-            waited += time.perf_counter() - begin
-            with phases("host to device"):
-                images = batch.images.to(
-                    self.job.device, memory_format=torch.channels_last, non_blocking=True
-                )
-                masks = batch.masks.to(self.job.device, non_blocking=True)
-                prompts = to_device(batch.prompts, self.job.device)
-            with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                with phases("forward, the rest"):
-                    cut = None if cache is None else cache(batch.images)
-                    output: SegOutput = model(images, prompts=prompts, cut=cut)
-                names += batch.names
-                with phases("loss"):
-                    loss = self._total_loss(output, masks)
-                    mean = self.world.mean(loss)
-                    if not torch.isfinite(mean):  # in any process, so that all of them stop
-                        raise not_a_number(mean.item(), names, self.progress.step + 1, self.folder)
-                with phases("decoder backward"):
-                    fabric.backward(loss / accumulate)
-            total += mean.item() / accumulate
-            num_images += len(batch.names) * self.world.size
-        with phases("optimiser"):
-            self._update(fabric, model, optimizer, names)
-        return total, waited, num_images
-
-    def _update(self, fabric: Fabric, model: Any, optimizer: Any, names: list[str]) -> None:
-        """Moves the trained tensors along their gradients."""
-        self.world.average_gradients()
-        if self.config.optim.clip is not None:
-            norm = fabric.clip_gradients(
-                model, optimizer, max_norm=self.config.optim.clip, error_if_nonfinite=False
-            )
-            # half precision: the scaler skips the step and lowers its scale by itself
-            if self.job.precision != "16" and norm is not None and not torch.isfinite(norm):
-                raise not_a_number(norm.item(), names, self.progress.step + 1, self.folder)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def _total_loss(self, output: SegOutput, masks: Tensor) -> Tensor:
-        if takes_proposals(self.job.loss):
-            assert not output.auxiliary, "a model that proposes masks has no auxiliary logits"
-            total: Tensor = self.job.loss(output.proposals, masks)
-        else:
-            total = self.job.loss(output.logits, masks)
-        for logits in output.auxiliary.values():
-            total = total + self.config.loss_common.auxiliary_weight * self.job.loss(logits, masks)
-        for penalty in output.penalties.values():
-            total = total + self.config.loss_common.penalty_weight * penalty
-        return total
+        return self.stepper(fabric, model, optimizer, batches, self.progress.step + 1)
 
     def _epoch_ends(self, every: int) -> bool:
         """Whether the last step was the first one behind so many more epochs, or the last of all."""

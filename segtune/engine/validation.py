@@ -67,7 +67,7 @@ class Validator:
     def _batch_size(self) -> int:
         """As many whole images as have no more pixels than a training batch."""
         crop, largest = self.job.estimate.size, max(h * w for h, w in self.job.check.image_sizes)
-        return max(1, self.job.config.train.batch_size * crop[0] * crop[1] // largest)
+        return max(1, self.job.config.train.num_images * crop[0] * crop[1] // largest)
 
     def run(
         self, progress: Progress, values: dict[str, Any], extra: dict[str, Any], log: MetricLog | None

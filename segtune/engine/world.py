@@ -153,7 +153,7 @@ def join_world(config: RunConfig) -> World:
         )
     if size == 1:
         return World(Fabric(accelerator=device.type, devices=1, precision=precision))
-    if train.batch_size % size:
+    if train.batch_size != "auto" and train.batch_size % size:
         raise UsageError(
             f"train.batch_size={train.batch_size} cannot be divided among {size} processes",
             hint=f"a multiple of {size}: train.batch_size is that of all processes together",

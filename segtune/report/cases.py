@@ -197,7 +197,8 @@ def _prompts_of(inference: Inference, view: View, index: DataIndex, settings: Da
     if not inference.model.prompted:
         return None
     source = PromptSource(settings, inference.model.prompted, index.classes.ignore_index)
-    return source.exact(torch.from_numpy(np.ascontiguousarray(view.mask)))
+    marked = source.marked(index.reader, view.samples[0], view.mask)
+    return source.exact(torch.from_numpy(np.ascontiguousarray(marked)))
 
 
 def _predict(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image as PillowImage
+
 from segtune.data.base import SPLITS, Severity
 from segtune.data.check_report import CheckReport, percent
 from segtune.data.findings import number_of
-from segtune.data.preview import choose, triplet
+from segtune.data.preview import choose, overlay, triplet
 from segtune.engine.files import write_text
 from segtune.report.page import Block, Picture, Section, Table, image_element, render
+from segtune.report.panel import draw_panel
 
 EXAMPLES = 12
 """Samples that are shown, drawn evenly from the splits."""
@@ -29,7 +33,7 @@ def write_data_page(report: CheckReport, path: Path) -> Path:
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    parts = (_findings, _reading, _examples, _classes, _sizes, _values)
+    parts = (_findings, _suspects, _reading, _examples, _classes, _sizes, _values)
     sections = [part(report) for part in parts]
     page = render(f"Data check: {report.root.resolve().name}", str(report.root), [report.verdict], sections)
     write_text(path, page)
@@ -51,6 +55,36 @@ def _findings(report: CheckReport) -> Section:
             )
         )
     return Section("Findings", blocks=blocks, notes=[] if blocks else ["Nothing stands out."])
+
+
+def _suspects(report: CheckReport) -> Section:
+    """The images whose masks a run finds unlikely, with what it sees there."""
+    if not report.suspects:
+        return Section("Masks that the run finds unlikely")
+    from segtune.engine.predict import display  # imports torch, which other pages do without
+
+    pictures = []
+    index = report.usable
+    for suspect in report.suspects:
+        if suspect.predicted is None:
+            continue
+        sample = suspect.sample
+        shown = display(index.reader.image(sample))
+        answer = np.asarray(
+            PillowImage.fromarray(suspect.predicted).resize(
+                (shown.shape[1], shown.shape[0]), PillowImage.Resampling.NEAREST
+            )
+        )
+        row = [shown, *(overlay(shown, mask, index.classes) for mask in (index.reader.mask(sample), answer))]
+        caption = (
+            f"{sample.case} ({sample.split}): loss {suspect.loss:.2f}, {suspect.loss / suspect.median:.1f} "
+            "times the median"
+        )
+        picture = draw_panel(["image", "mask", "prediction of the run"], [row])
+        pictures.append(Picture(caption, image_element(picture, caption)))
+    left = len(report.suspects) - len(pictures)
+    notes = [f"{number_of(left, 'image')} more, see the findings"] if left else []
+    return Section("Masks that the run finds unlikely", pictures=pictures, notes=notes)
 
 
 def _reading(report: CheckReport) -> Section:

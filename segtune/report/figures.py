@@ -232,7 +232,7 @@ def trade_off(
         cost: key of the cost.
         title: of its axis, with the unit.
         unit: what it is divided by.
-        log: logarithmic axis.
+        log: logarithmic axis, where the costs span a decade.
     """
     rows = [row for row in rows if row["mean"] is not None and row[cost]]
     if len(rows) < 2:
@@ -243,7 +243,8 @@ def trade_off(
         if row["low"] is not None:
             axis.plot([x, x], [row["low"], row["high"]], color="#999999", linewidth=1, zorder=1)
         axis.plot([x], [row["mean"]], label=row["label"], markersize=7, **point_style(number))
-    if log:
+    costs = [row[cost] for row in rows]
+    if log and max(costs) >= 10 * min(costs):  # within a decade a logarithmic axis may have no labelled tick
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter("")
     axis.set_xlabel(title)

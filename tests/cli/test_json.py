@@ -156,3 +156,18 @@ def test_data_check_writes_a_page_and_a_corrected_copy(segtune: Command, tmp_pat
     again = segtune("data", "check", data, "--fix", copy)
     assert again.code == 2
     assert "is there already" in again.err
+
+
+def test_data_check_with_a_run(
+    segtune: Command, finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert segtune("data", "check", data, "--run", finished, "--json").json()["suspects"] == []  # too few
+    monkeypatch.setattr("segtune.data.suspects.FEWEST", 1)
+    monkeypatch.setattr("segtune.data.suspects.LIMIT", -1000.0)
+    done = segtune("data", "check", data, "--run", finished, "--json", "--html", tmp_path / "page.html")
+    suspects = done.json()["suspects"]
+    assert {s["split"] for s in suspects} == {"train", "val"} and len(suspects) == 10
+    assert all(s["loss"] > 0 for s in suspects)
+    assert (tmp_path / "page.html").read_text().count("times the median</figcaption>") == 10
+    done = segtune("data", "check", data, "--run", tmp_path)
+    assert done.code == 2 and "not the folder of a run" in done.err

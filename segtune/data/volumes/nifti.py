@@ -149,6 +149,12 @@ def _header(path: Path, image: Any) -> Header:
             f"{path}: the header claims {'x'.join(map(str, shape))} voxels, more than {MAX_VOXELS:,}",
             hint="cut the volume into parts",
         )
+    stored = np.dtype(image.get_data_dtype())
+    if stored.kind not in "iuf":
+        raise DataError(
+            f"{path}: its voxels are {'colours' if stored.names else stored.name}, not single numbers",
+            hint="save one number for each voxel",
+        )
     affine = np.asarray(image.affine, np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (spacing > 0).all():
@@ -169,7 +175,7 @@ def _header(path: Path, image: Any) -> Header:
         affine=affine,
         orientation="".join(nib.aff2axcodes(affine)),
         spacing=(float(across[0]), float(across[1]), float(across[2])),
-        dtype=np.dtype(image.get_data_dtype()).name,
+        dtype=stored.name,
     )
 
 

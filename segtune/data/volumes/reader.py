@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segtune.data.base import Image, Mask, Sample
+from segtune.data.base import Image, Mask, Origin, Sample
 from segtune.data.volumes.nifti import encode_like, read_header
 from segtune.data.volumes.places import Places
 from segtune.data.volumes.scan import AXES, Case, Scan, Unpacker, from_slices
@@ -36,6 +36,18 @@ class VolumeReader:
     recipe: VolumeRecipe
     """With the crop in numbers, or None."""
     cases: Mapping[str, Case]
+
+    def origin(self, sample: Sample) -> Origin | None:
+        """All files of the case, and how they are read."""
+        case = self.cases[sample.case]
+        files = [*(scan.path for scan in case.scans.values()), case.label, case.body]
+        components = {name: scan.component for name, scan in case.scans.items()}
+        rest = f"{self._recipe} {components} {sample.slice}"
+        return Origin(tuple(dict.fromkeys(path for path in files if path is not None)), rest)
+
+    @cached_property
+    def _recipe(self) -> str:
+        return self.recipe.model_dump_json(exclude={"cache", "cache_gib"})
 
     @cached_property
     def unpacker(self) -> Unpacker:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segtune.data.volumes.cache import ArrayCache, Facts, identity, make_key
+from segtune.data.array_cache import ArrayCache, Facts, identity, make_key
 from segtune.data.volumes.nifti import read_canonical
 from segtune.data.volumes.settings import VolumeSettings
 from segtune.errors import DataError

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from segtune.data.array_cache import Facts
 from segtune.data.base import Finding, Severity
 from segtune.data.files import map_threads
 from segtune.data.findings import number_of, relative
-from segtune.data.volumes.cache import Facts
 from segtune.data.volumes.nifti import Header, read_header
 from segtune.data.volumes.scan import Case, Unpacker
 from segtune.data.volumes.settings import VolumeSettings

@@ -85,6 +85,11 @@ def test_other_settings_are_another_cell() -> None:
     assert first != second
 
 
+def test_no_folder_of_a_cell_looks_like_an_option() -> None:
+    [cell] = plan_of({"methods": {"name": "ia3", "label": "(IA)3"}}).runs({})
+    assert cell.name.startswith("IA-3-seed0-")
+
+
 @pytest.mark.parametrize(
     ("compare", "error", "message"),
     [

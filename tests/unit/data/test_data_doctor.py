@@ -254,6 +254,63 @@ def test_unchanged_files_are_not_opened_again(make_folder, write, opened, tmp_pa
         assert "unreadable-file" in codes(check_data(root))
 
 
+def test_spellings_of_a_root_and_parts_of_the_data_share_their_memory(
+    make_folder, opened, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SEGTUNE_DATA_CACHE", str(tmp_path / "cache"))
+    root = make_folder(blobs())
+    age(root)
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(root)
+    check_data(root)
+    for spelling in (link, tmp_path.parent / tmp_path.name / "images" / ".."):
+        opened.clear()
+        check_data(spelling, DataSettings(limit=3))
+        check_data(spelling)
+        assert opened == []
+    monkeypatch.chdir(tmp_path.parent)
+    check_data(tmp_path.name)
+    assert opened == []
+    inverted = DataSettings(values={0: 1, 1: 0})
+    check_data(root, inverted)
+    assert opened  # read in another way
+    opened.clear()
+    check_data(root)
+    check_data(root, inverted)
+    assert opened == []
+
+
+@pytest.mark.parametrize("tree", ["coco", "labelme", "hf_dataset"])
+def test_other_formats_are_remembered_too(tree, tmp_path, monkeypatch):
+    from segtune.data import files
+    from tests import trees
+
+    root = tmp_path / "data"
+    if tree == "hf_dataset":
+        pytest.importorskip("datasets")
+        trees.parquet(root)
+    else:
+        root.mkdir()
+        getattr(trees, tree)(root)
+    monkeypatch.setenv("SEGTUNE_DATA_CACHE", str(tmp_path / "cache"))
+    for path in root.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    before = check_data(root).to_dict()
+    decoded = []
+    real = files._upright
+    monkeypatch.setattr(files, "_upright", lambda *given: (decoded.append(given), real(*given))[1])
+    assert check_data(root).to_dict() == before and (tree == "hf_dataset" or decoded == [])
+    looked = len(decoded)
+    check_data(root, DataSettings(cache=False))
+    assert len(decoded) > 2 * looked
+    if tree == "coco":
+        decoded.clear()
+        text = (root / "annotations.json").read_text()
+        (root / "annotations.json").write_text(text.replace("20", "19"))
+        check_data(root)
+        assert decoded  # the objects of one image have changed
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"{}", "cut"])
 def test_a_damaged_memory_is_done_without(make_folder, tmp_path, monkeypatch, content):
     folder = tmp_path / "cache"

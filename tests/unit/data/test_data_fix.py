@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,6 +106,37 @@ def test_polygons_become_masks(shared_data, repair):
     before, done, after = repair(shared_data / "formats" / "coco")
     assert done.written == 8 and after.class_names == before.class_names
     assert after.class_pixels == before.class_pixels
+
+
+def test_identical_images_are_left_out(write, picture, repair, tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        for i in range(13):
+            write(f"{split}/images/{i}.png", picture(number * 100 + i, 48, 64))
+            write(f"{split}/masks/{i}.png", np.roll(BLOB, i, 0))
+    for copy, source, moved in (("train/%s/a", "train/%s/1", 0), ("val/%s/a", "train/%s/2", 0),
+                                ("test/%s/a", "train/%s/3", 1), ("val/%s/b", "train/%s/3", 0)):  # fmt: skip
+        for kind in ("images", "masks"):
+            array = np.asarray(Image.open(tmp_path / f"{source % kind}.png"))
+            write(f"{copy % kind}.png", np.roll(array, moved if kind == "masks" else 0, 1))
+    before, done, after = repair(tmp_path)
+    assert before.splits == {"train": 14, "val": 15, "test": 14}
+    assert after.splits == {"train": 11, "val": 14, "test": 14} and after.findings == ()
+    assert sorted(done.left_out) == [
+        "train/images/2.png: the same image as val/images/a.png (val)",
+        "train/images/3.png: the same image as test/images/a.png (test); THEIR MASKS DIFFER",
+        "train/images/a.png: the same image as train/images/1.png (train)",
+        "val/images/b.png: the same image as test/images/a.png (test); THEIR MASKS DIFFER",
+    ]
+    _, done, _ = repair(tmp_path, allow=("identical-across-splits",))
+    assert done.left_out == ("train/images/a.png: the same image as train/images/1.png (train)",)
+
+
+@pytest.mark.parametrize("format", ["msd", "hf_dataset", "geotiff"])
+def test_what_is_no_image_file_is_refused_with_a_way_out(make_folder, tmp_path, format):
+    report = replace(check_data(make_folder(blobs(4))), format=format)
+    with pytest.raises(UsageError, match="copies images in files of their own") as caught:
+        write_fixed(report, DataSettings(), tmp_path.parent / "copy")
+    assert "data.values" in str(caught.value.hint)
 
 
 def test_places_that_are_refused(make_folder, tmp_path):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from segtune.data.check import check_data
 from segtune.data.open import open_data
 from segtune.data.settings import DataSettings
-from segtune.errors import DataError
+from segtune.errors import DataError, MissingExtraError
 from tests import trees
 
 
@@ -68,3 +70,69 @@ def test_real_files(shared_data):
         mask = index.reader.mask(sample)
         assert (mask == (stored == 2)).all() and mask.shape == index.reader.image(sample).shape[:2]
         assert 0 < np.mean(mask) < 0.05
+
+
+def save_73(path, *, struct: bool = True, **changes):
+    """A file as MATLAB writes it with -v7.3: HDF5 behind 512 bytes of header, arrays by columns."""
+    h5py = pytest.importorskip("h5py")
+    path.unlink(missing_ok=True)
+    with h5py.File(path, "w", userblock_size=512) as file:
+        group = file.create_group("groundTruth") if struct else file
+        group["Segmentation"] = changes.get("mask", trees.grid([1, 2, 1])).T
+        group["Boundaries"] = np.zeros((2, 2))
+        for name, link in changes.get("links", {}).items():
+            group[name] = link
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .")
+
+
+def test_files_of_version_7_3(tmp_path):
+    trees.crackforest(tmp_path)
+    old = open_data(tmp_path)
+    for path in (tmp_path / "groundTruth").iterdir():
+        save_73(path)
+    index = open_data(tmp_path)
+    assert index.format == "crackforest" and check_data(tmp_path).ok
+    mask = index.reader.mask(index.samples[0])
+    assert (mask == trees.grid([0, 1, 0])).all() and mask.shape == old.reader.mask(old.samples[0]).shape
+
+
+def test_version_7_3_without_h5py(tmp_path, monkeypatch):
+    trees.crackforest(tmp_path)
+    for path in (tmp_path / "groundTruth").iterdir():
+        save_73(path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    index = open_data(tmp_path)
+    assert index.format == "crackforest"
+    with pytest.raises(MissingExtraError, match="matlab"):
+        index.reader.mask(index.samples[0])
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "storage", "cut", "huge"])
+def test_hostile_files_of_version_7_3(tmp_path, kind):
+    h5py = pytest.importorskip("h5py")
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.ones((24, 32))
+    trees.crackforest(tmp_path / "data")
+    path = tmp_path / "data" / "groundTruth" / "001.mat"
+    save_73(path)
+    with h5py.File(path, "r+") as file:
+        group = file["groundTruth"]
+        del group["Segmentation"]
+        if kind == "soft":
+            group["Segmentation"] = h5py.SoftLink("/groundTruth/Boundaries")
+        elif kind == "external":
+            group["Segmentation"] = h5py.ExternalLink(str(secret), "x")
+        elif kind == "storage":
+            external = [(str(secret), 0, 24 * 32)]
+            group.create_dataset("Segmentation", (24, 32), "u1", external=external)
+        elif kind == "huge":
+            group.create_dataset(
+                "Segmentation", (2**20, 2**20), "u1", chunks=(1024, 1024), compression="gzip"
+            )
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:900])
+    index = open_data(tmp_path / "data")
+    with pytest.raises(DataError, match=r"001\.mat"):
+        index.reader.mask(index.samples[1])

@@ -12,16 +12,8 @@ import torch
 from PIL import Image as Pillow
 
 from segtune.data.base import Classes, DataIndex, Sample
-from segtune.data.loading import (
-    BatchSchedule,
-    LoadedSample,
-    TrainDataset,
-    collate,
-    derive_seed,
-    eval_loader,
-    steps_per_epoch,
-    train_loader,
-)
+from segtune.data.loading import LoadedSample, TrainDataset, collate, eval_loader, train_loader
+from segtune.data.schedule import BatchSchedule, derive_seed, steps_per_epoch
 from segtune.data.settings import DataSettings
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, MissingExtraError, SettingsError

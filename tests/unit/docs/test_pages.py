@@ -62,13 +62,13 @@ def test_the_walk_names_files_that_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_that_pages_show_exist(page):
-    used = re.findall(r"^ *(?:\$ )?segtune (\w+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    used = re.findall(r"^ *(?:\$ )?segtune ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(used) <= COMMANDS.keys()
 
 
 def test_the_readme_shows_the_way():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {"data", "fit", "predict"} <= set(re.findall(r"^    segtune (\w+)", text, re.MULTILINE))
+    assert {"data", "fit", "predict"} <= set(re.findall(r"^    segtune ([\w-]+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -15,7 +15,7 @@ from torch import Tensor
 from segtune.engine.fit import fit
 from segtune.engine.run import load_run
 from segtune.engine.session import evaluate_run
-from segtune.engine.train import Trainer
+from segtune.engine.step import Stepper
 from segtune.engine.validation import Validator
 from segtune.errors import DataError, NoSiteError, SegtuneError, SettingsError, TrainingError, UsageError
 from tests.support import log_lines, make_config, make_data
@@ -115,9 +115,9 @@ def test_monitoring_the_loss_wants_it_low(tiny_data: Path, tmp_path: Path) -> No
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, at: int, value: Any) -> None:
-    total, calls = Trainer._total_loss, []
+    total, calls = Stepper.total_loss, []
 
-    def loss(self: Trainer, output: Any, masks: Tensor) -> Tensor:
+    def loss(self: Stepper, output: Any, masks: Tensor) -> Tensor:
         calls.append(1)
         if len(calls) != at:
             return total(self, output, masks)
@@ -125,7 +125,7 @@ def break_loss(monkeypatch: pytest.MonkeyPatch, at: int, value: Any) -> None:
             raise value
         return total(self, output, masks) * value
 
-    monkeypatch.setattr(Trainer, "_total_loss", loss)
+    monkeypatch.setattr(Stepper, "total_loss", loss)
 
 
 def test_not_a_number_names_the_images_and_keeps_the_last_state(
@@ -151,14 +151,14 @@ def test_an_infinite_gradient_is_noticed_too(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tiny_data, method="full")
-    total = Trainer._total_loss
+    total = Stepper.total_loss
 
-    def loss(self: Trainer, output: Any, masks: Tensor) -> Tensor:
+    def loss(self: Stepper, output: Any, masks: Tensor) -> Tensor:
         value = total(self, output, masks)
         value.register_hook(lambda gradient: gradient * math.inf)
         return value
 
-    monkeypatch.setattr(Trainer, "_total_loss", loss)
+    monkeypatch.setattr(Stepper, "total_loss", loss)
     with pytest.raises(TrainingError, match=r"at step 1, .*no state was kept yet"):
         fit(config, tmp_path / "run")
     assert not (tmp_path / "run").exists(), "not one step was done"

@@ -102,7 +102,7 @@ class ArrayCache:
             self._shrink(key)
         except OSError as error:
             raise DataError(
-                f"the cache of volumes {self.folder} cannot be written: {error.strerror or error}",
+                f"the cache {self.folder} cannot be written: {error.strerror or error}",
                 hint="free some space, or name another folder with data.volume.cache",
             ) from None
         return array, facts

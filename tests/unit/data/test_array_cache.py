@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segtune.data.volumes.cache import ArrayCache, identity, make_key
+from segtune.data.array_cache import ArrayCache, identity, make_key
 from segtune.errors import DataError
 
 

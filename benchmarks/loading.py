@@ -51,8 +51,8 @@ TRAINING = {
     "train.precision": "32",
     "train.accelerator": "cpu",
     "train.threads": 1,
-    "train.steps": 8,
-    "data.crop": CROP,
+    "train.steps": 4,
+    "data.crop": (256, 256),
     "data.val_fraction": 0,
     "data.test_fraction": 0,
 }
@@ -161,29 +161,8 @@ def main() -> None:
             data: sum(path.stat().st_size for path in (folder / data).rglob("*") if path.is_file())
             for data in (*SAVED, "nifti", "decoded")
         }
-        waiting = []
-        for decoded in (False, True):
-            for workers in WORKERS:
-                own = {f"data.{key}": value for key, value in keep.items()} if decoded else {}
-                result = segtune.fit(
-                    folder / "png",
-                    model="unet",
-                    method="scratch",
-                    out=folder / f"run-{decoded}-{workers}",
-                    settings={**TRAINING, **own, "data.workers": workers},
-                ).result
-                waiting.append(
-                    {
-                        "decoded_cache": decoded,
-                        "workers": workers,
-                        "wait_share": result["wait_share"],
-                        "images_per_second": result["images_per_second"],
-                    }
-                )
-                print(waiting[-1], flush=True)
-    write_json(
-        RESULT,
-        {
+        waiting: list[dict[str, Any]] = []
+        result = {
             "side": SIDE,
             "num_images": NUM_IMAGES,
             "crop": CROP,
@@ -195,8 +174,28 @@ def main() -> None:
             "rows": rows,
             "training": TRAINING,
             "waiting": waiting,
-        },
-    )
+        }
+        write_json(RESULT, result)
+        for decoded in (False, True):
+            for workers in WORKERS:
+                own = {f"data.{key}": value for key, value in keep.items()} if decoded else {}
+                run = segtune.fit(
+                    folder / "png",
+                    model="unet",
+                    method="scratch",
+                    out=folder / f"run-{decoded}-{workers}",
+                    settings={**TRAINING, **own, "data.workers": workers},
+                ).result
+                waiting.append(
+                    {
+                        "decoded_cache": decoded,
+                        "workers": workers,
+                        "wait_share": run["wait_share"],
+                        "images_per_second": run["images_per_second"],
+                    }
+                )
+                print(waiting[-1], flush=True)
+                write_json(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,7 @@ def _s2_row(row: dict[str, Any], cases: Sequence[str]) -> tuple[str, ...]:
         spread([run["val"]["volume_hd95"] for run in runs], 1),
         f"{row['parameters_trainable']:,}",
         f"{runs[0]['steps']}",
-        ", ".join(f"{run['best_step']}" for run in runs),
+        ", ".join(f"{run['best_step'] or 0}" for run in runs),
     )
 
 
@@ -419,7 +419,7 @@ def loading(data: dict[str, Any]) -> list[str]:
                 str(row["workers"]),
                 f"{row['images_per_second']:.1f} ({row['slowest']:.1f} to {row['fastest']:.1f})",
                 f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
-                f"{row['processor_ms']:.0f}",
+                f"{row['processor_ms']:.0f}" if "processor_ms" in row else "",
             )
         )
     waits = [

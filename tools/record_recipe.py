@@ -154,7 +154,8 @@ def record(name: str, recipe: Recipe, commands: list[tuple[str, list[str]]], out
             report["runs"][target.name] = run_entry(target, result)
             commits.add(result["commit"])
             report["versions"] = result["versions"]
-            report["headline"] = headline_of_run(result)
+            if f"recipe:{name}" in words:
+                report["headline"] = headline_of_run(result)
         elif words[0] == "compare" and target is not None:
             content = read(target / "compare.json")
             report["comparisons"][target.name] = {

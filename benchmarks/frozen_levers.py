@@ -120,15 +120,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     arguments = parser.parse_args()
     processes = multiprocessing.get_context("spawn")
-    rows = []
+    settings = {"side": SIDE, "threads": arguments.threads, "steps": arguments.steps}
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SEGTUNE_PREFIX_CACHE"] = folder
         for case in CASES:
             with ProcessPoolExecutor(1, mp_context=processes) as pool:
                 rows.append(pool.submit(measure, case, arguments.threads, arguments.steps).result())
+            write_json(RESULT, {**settings, "versions": versions(), "rows": rows})
             print({key: rows[-1][key] for key in ("name", "first_seconds", "seconds", "peak")}, flush=True)
-    settings = {"side": SIDE, "threads": arguments.threads, "steps": arguments.steps}
-    write_json(RESULT, {**settings, "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

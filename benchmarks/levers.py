@@ -2,10 +2,10 @@
 
 Usage: python benchmarks/levers.py [--threads 1] [--repeats 5] [--only sam unet]
 
-Each way is the same network, method, batch and optimiser with some of the levers on; the ways follow
-each other in every repeat. Levers that are always on in the program are taken off by replacing the one
-function that decides on them. Seconds are those of the processor, of this process; peak memory is that
-of a process of its own for each way. Results go to benchmarks/levers.json.
+Each way is the same network, method, batch and optimiser with some of the levers on; in every repeat
+they follow each other, each in a process of its own. Levers that are always on in the program are
+taken off by replacing the one function that decides on them. Seconds are those of the processor.
+Results go to benchmarks/levers.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,13 +97,17 @@ def make(setting: Setting, levers: tuple[str, ...]) -> Step:
     return step
 
 
-def peak(setting: Setting, levers: tuple[str, ...]) -> dict[str, int]:
-    """Peak memory of this process over a step, and what it held before."""
+def measure(setting: Setting, levers: tuple[str, ...]) -> dict[str, Any]:
+    """Peak memory of this process over a step, what it held before, and the seconds of another step."""
     before = psutil.Process().memory_info().rss
     step = make(setting, levers)
     with on(levers):
         step()
-    return {"before_bytes": before, "peak_bytes": highest_bytes()}
+        highest = highest_bytes()
+        begin = time.process_time()
+        step()
+        seconds = time.process_time() - begin
+    return {"before_bytes": before, "peak_bytes": highest, "seconds": seconds}
 
 
 def main() -> None:
@@ -121,23 +124,15 @@ def main() -> None:
         rows = [row for row in rows if row["case"] not in arguments.only]
     for name in arguments.only:
         setting = CASES[name]
-        chosen = ways(setting)
-        # while this process is still small, as the others begin as its copies
-        peaks = {way: elsewhere(peak, setting, levers) for way, levers in chosen.items()}
-        steps = {way: make(setting, levers) for way, levers in chosen.items()}
-        seconds: dict[str, list[float]] = {way: [] for way in steps}
-        for repeat in range(arguments.repeats + 1):
-            for way, step in steps.items():
-                with on(chosen[way]):
-                    begin = time.process_time()
-                    step()
-                    if repeat:  # the first one warms up
-                        seconds[way].append(time.process_time() - begin)
-        del steps
-        for way in chosen:
-            rows.append({"case": name, "way": way, "processor": seconds[way], **peaks[way]})
-            above = (rows[-1]["peak_bytes"] - rows[-1]["before_bytes"]) / 2**20
-            print(f"{name} {way}: {statistics.median(seconds[way]):.3f} s, {above:.0f} MiB", flush=True)
+        own: dict[str, dict[str, Any]] = {}
+        for _ in range(arguments.repeats):
+            for way, levers in ways(setting).items():
+                found = elsewhere(measure, setting, levers)
+                print(f"{name} {way}: {found}", flush=True)
+                seconds = found.pop("seconds")
+                own.setdefault(way, {"case": name, "way": way, "processor": [], **found})
+                own[way]["processor"].append(seconds)
+        rows += own.values()
     cases = {
         name: {
             "model": setting.case.model,

@@ -287,7 +287,7 @@ def peak(case: Case, way: str, precision: str, folder: Path | None) -> dict[str,
     return {"before_bytes": before, "peak_bytes": highest_bytes()}
 
 
-def elsewhere(function: Callable[..., dict[str, int]], *arguments: Any) -> dict[str, int]:
+def elsewhere(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """What a function returns in a process of its own, which begins with the packages that are loaded here.
 
     Raises:
@@ -299,7 +299,7 @@ def elsewhere(function: Callable[..., dict[str, int]], *arguments: Any) -> dict[
     process.start()
     sender.close()
     try:
-        found: dict[str, int] = receiver.recv()
+        found: dict[str, Any] = receiver.recv()
     except EOFError as error:
         raise RuntimeError(f"{function.__name__}{arguments} ended without a result") from error
     finally:
@@ -334,13 +334,14 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("32", "bf16"), default=["32", "bf16"])
     parser.add_argument("--peaks-only", action="store_true", help="keep the times of rows that are there")
     parser.add_argument("--autogluon", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     without = missing(arguments.autogluon)
     rows: list[dict[str, Any]] = []
-    if RESULT.is_file():
-        rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    if arguments.out.is_file():
+        rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
     chosen_ways = {
         name: [w for w in CASES[name].ways if w.split()[0] not in without] for name in arguments.only
     }
@@ -362,8 +363,8 @@ def main() -> None:
                 if "failure" not in row:
                     rows[-1].update(peaks[name, precision, row["way"]])
                     print(f"{name} {precision} {row['way']}: {min(row['processor']):.3f} s", flush=True)
-            write_json(RESULT, report(arguments, without, rows))
-    write_json(RESULT, report(arguments, without, rows))
+            write_json(arguments.out, report(arguments, without, rows))
+    write_json(arguments.out, report(arguments, without, rows))
 
 
 def report(

@@ -149,16 +149,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
+    settings = {
+        "side": SIDE,
+        "images": arguments.images,
+        "epochs": arguments.epochs,
+        "threads": arguments.threads,
+    }
     processes = multiprocessing.get_context("spawn")
     given = (arguments.data, arguments.images, arguments.epochs, arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SEGTUNE_PREFIX_CACHE"] = folder
-        rows = []
+        rows: list[dict[str, Any]] = []
         for precision, name in itertools.product(("32", "bf16"), CASES):
             with ProcessPoolExecutor(1, mp_context=processes) as pool:
                 rows.append(pool.submit(measure, name, precision, *given).result())
-    settings = {"side": SIDE, "images": arguments.images, "epochs": arguments.epochs}
-    write_json(RESULT, {**settings, "threads": arguments.threads, "versions": versions(), "rows": rows})
+            write_json(RESULT, {**settings, "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

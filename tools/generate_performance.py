@@ -65,7 +65,9 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> str:
 
 
 def above(row: dict[str, Any]) -> str:
-    """Peak memory above what the program held before the network was there, in MiB."""
+    """Peak memory above what the program held before the network, in MiB; empty where not measured."""
+    if "peak_bytes" not in row:
+        return ""
     return f"{(row['peak_bytes'] - row['before_bytes']) / MIB:,.0f}"
 
 

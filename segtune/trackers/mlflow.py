@@ -1,8 +1,8 @@
-"""MLflow: parameters and metrics in a tracking server, or in files of the working folder.
+"""MLflow: parameters and metrics in a tracking server, or in files.
 
-MLFLOW_TRACKING_URI says where, by MLflow's own default a database in the working folder that `mlflow ui`
-shows; no account is needed. The project is the experiment's name. A run that is resumed goes on under its
-identifier.
+MLFLOW_TRACKING_URI names the server; the extra installs the client. With MLFLOW_ALLOW_FILE_STORE=true it
+also takes file:FOLDER, and with the whole package mlflow it writes a database in the working folder. No
+account is needed. The project is the experiment's name. A run that is resumed goes on under its identifier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Mlflow(Tracker):
     """One run of MLflow."""
 
     package = "mlflow"
-    hint = "MLFLOW_TRACKING_URI names the server, or sqlite:///FILE"
+    hint = "MLFLOW_TRACKING_URI=http://... names a server; pip install mlflow brings a local database"
 
     def __init__(self, run: TrackedRun) -> None:
         import mlflow

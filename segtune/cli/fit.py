@@ -24,6 +24,9 @@ WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 @click.option("--model", metavar="MODEL", help="Name of a model; see `segtune list models`.")
 @click.option("--method", metavar="METHOD", help="Name of a method, or several joined by +.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="RUN", help="Folder of the run.")
+@click.option("--devices", type=int, metavar="N", help="Processes on each machine, one for each GPU.")
+@click.option("--num-nodes", type=int, metavar="N", help="Machines.")
+@click.option("--strategy", metavar="NAME", help="ddp: the whole model in each process; fsdp: divided.")
 @config_option
 @set_option
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
@@ -34,6 +37,9 @@ def command(
     model: str | None,
     method: str | None,
     out: Path | None,
+    devices: int | None,
+    num_nodes: int | None,
+    strategy: str | None,
     files: tuple[Path, ...],
     assignments: tuple[str, ...],
     resume: bool,
@@ -57,6 +63,9 @@ def command(
         DATA=(("data", "path"), None if data is None else str(data)),
         model=(("model", "name"), model),
         method=(("method", "name"), method),
+        devices=(("train", "devices"), devices),
+        num_nodes=(("train", "num_nodes"), num_nodes),
+        strategy=(("train", "strategy"), strategy),
     )
     config = _settings(given, files, assignments, out, resume=resume)
     if config.data_path is None:

@@ -43,7 +43,7 @@ def flags(**options: tuple[Sequence[str], Any]) -> dict[str, Mapping[str, Any]]:
             nested: Any = value
             for key in reversed(path):
                 nested = {key: nested}
-            layers[f"--{name}"] = nested
+            layers[f"--{name.replace('_', '-')}"] = nested
     return layers
 
 

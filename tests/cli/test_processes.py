@@ -88,13 +88,15 @@ def test_a_batch_that_cannot_be_divided_is_refused(images: Path, segtune: Comman
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "and there is one"),
-        ({"train.devices": 2, "train.batch_size": 3}, "cannot be divided among 2 processes"),
+        (["--strategy", "fsdp"], "and there is one"),
+        (["--strategy", "fsdp", "--devices", "3"], "cannot be divided among 3 processes"),
+        (["--strategy", "fsdp", "--num-nodes", "3"], "cannot be divided among 3 processes"),
+        (["--strategy", "zero"], "train.strategy = 'zero' (from --strategy)"),
     ],
 )
-def test_dividing_needs_processes(
-    images: Path, segtune: Command, tmp_path: Path, given: dict[str, Any], message: str
+def test_processes_that_are_refused(
+    images: Path, segtune: Command, tmp_path: Path, given: list[str], message: str
 ) -> None:
-    words = set_options({**TINY, "train.strategy": "fsdp", **given})
-    done = segtune("fit", images, "--model", "unet", "--method", "lora", *words, "--out", tmp_path / "run")
+    words = ["--model", "unet", "--method", "lora", *set_options(TINY), *given]
+    done = segtune("fit", images, *words, "--out", tmp_path / "run")
     assert done.code == 2 and message in done.err

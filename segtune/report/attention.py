@@ -11,6 +11,7 @@ from typing import Any
 from segtune.engine.attention import LayerDistance
 from segtune.engine.files import write_json, write_text, write_with
 from segtune.errors import MissingExtraError, UsageError
+from segtune.report.style import whole_numbers
 
 COLOURS = {"base": "#888888", "tuned": "#c8102e"}
 
@@ -80,7 +81,6 @@ def draw(distances: Mapping[str, Sequence[LayerDistance]], title: str) -> Any:
     Blocks are not joined by lines: windowed and global ones reach differently far by their make.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -105,7 +105,7 @@ def draw(distances: Mapping[str, Sequence[LayerDistance]], title: str) -> Any:
         axes.scatter([], [], s=18, facecolors="none", edgecolors="black", label="head within windows")
     axes.scatter([], [], s=18, color="black", label="head")
     axes.set(title=title, xlabel="block", ylabel="mean attention distance (pixels)", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize="small")
     return figure

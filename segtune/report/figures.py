@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segtune.report.records import RunRecord, moving_average
-from segtune.report.style import bar_style, line_style, new_figure, point_style
+from segtune.report.style import bar_style, line_style, new_figure, point_style, whole_numbers
 
 Figure = Any
 """matplotlib's Figure; the library is an extra."""
@@ -63,6 +63,7 @@ def validation_curves(runs: Sequence[RunRecord]) -> Figure | None:
     axes[1].set_ylabel("validation cross entropy")
     for axis in axes:
         axis.set_xlabel("epoch")
+        whole_numbers(axis)
     _legend(figure, axes[0], len(runs))
     return figure
 
@@ -95,6 +96,7 @@ def loss_by_rank(runs: Sequence[RunRecord]) -> Figure | None:
         axes[1].plot(epochs, _column(run.validations, "cross_entropy"), **style)
     for axis, name in zip(axes, ("training loss, mean of an epoch", "validation cross entropy"), strict=True):
         axis.set_xlabel("epoch")
+        whole_numbers(axis)
         axis.set_ylabel(name)
     _legend(figure, axes[0], len(ranked))
     return figure
@@ -273,7 +275,7 @@ def score_by_rank(rows: Sequence[dict[str, Any]], score: str) -> Figure | None:
     axis.set_xticks(sorted({point[0] for points in series.values() for point in points}))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xlabel("rank")
-    axis.set_ylabel(f"{score}; bars: standard deviation over seeds")
+    axis.set_ylabel(f"{score} ± standard deviation")
     axis.legend()
     return figure
 

@@ -94,3 +94,10 @@ def bar_style(number: int) -> dict[str, Any]:
         "edgecolor": "white",
         "linewidth": 0.5,
     }
+
+
+def whole_numbers(axis: Any) -> None:
+    """Marks only whole numbers on the axis below: epochs have no halves."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))

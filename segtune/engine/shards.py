@@ -52,6 +52,12 @@ class Shards:
         for part in (*parts, applied.model):
             fully_shard(part, mesh=mesh, ignored_params=kept)
         self.modules = [module for module in applied.model.modules() if isinstance(module, FSDPModule)]
+        # what is gathered next on the way back is named, not left to the order of past forwards: processes
+        # score unequal numbers of images, and would then wait for each other over different blocks
+        root, *blocks = self.modules
+        root.set_modules_to_backward_prefetch([blocks[-1] if blocks else root])
+        for number, block in enumerate(blocks):
+            block.set_modules_to_backward_prefetch([blocks[max(number - 1, 0)]])
         self._rebind()
 
     def _rebind(self) -> None:

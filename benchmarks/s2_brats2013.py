@@ -59,7 +59,6 @@ def main() -> None:
             "tables": {
                 name: table(work / name) for name in TABLES if (work / name / "compare.json").is_file()
             },
-            "headline": headline(read(work / "ranks" / "compare.json")),
             "versions": read(work / "base" / "result.json")["versions"],
         },
     )
@@ -99,12 +98,6 @@ def volumes(folder: Path) -> dict[str, Any]:
     """Case -> metric -> region -> score on the validation patients."""
     found: dict[str, Any] = read(folder / "result.json")["val"]["volumes"]
     return found
-
-
-def headline(comparison: dict[str, Any]) -> str:
-    """The best row in short, for the list of recipes."""
-    best = comparison["rows"][0]
-    return f"{comparison['score']} {best['mean']:.4f} ({best['label']}, {comparison['split']})"
 
 
 def table(folder: Path) -> dict[str, Any]:

@@ -99,15 +99,20 @@ def benchmarks() -> list[str]:
         cells = data.get("rows", [])
         versions = data.get("versions") or next((row["versions"] for row in cells if "versions" in row), {})
         script = path.with_suffix(".py")
-        kind = "recipe" if path.stem.startswith("recipe_") else path.stem
+        first = path.stem.partition("_")[0]
+        kind = first if first in MAKERS else path.stem
         maker = f"benchmarks/{script.name}" if script.is_file() else f"tools/{MAKERS[kind]}"
-        seeds = {row["seed"] for row in cells if "seed" in row}
+        seeds = {row["seed"] for row in data.get("cells", cells) if "seed" in row}
         made_with = (versions.get(name, "") for name in ("torch", "python", "processor"))
         rows.append((f"`{path.name}`", f"`{maker}`", *made_with, str(len(seeds) or "")))
     return table(("numbers", "made by", "torch", "Python", "processor", "seeds"), rows)
 
 
-MAKERS = {"demo-unet-day": "make_demo_weights.py", "recipe": "record_recipe.py"}
+MAKERS = {
+    "demo-unet-day": "make_demo_weights.py",
+    "recipe": "record_recipe.py",
+    "compare": "record_comparison.py",
+}
 """The scripts that do not lie beside their numbers."""
 TABLES: dict[str, Callable[[], list[str]]] = {"dusk": dusk, "sam": sam, "benchmarks": benchmarks}
 

@@ -23,13 +23,15 @@ def parse(line: str) -> tuple[str, dict[str, object]]:
     """The name of a command and its options; raises where click would refuse them."""
     words = shlex.split(line)[1:]
     command: click.Command = cli
+    # options for help are remembered by a command from the first context it sees
+    context = click.Context(cli, info_name="segtune", **cli.context_settings)
     names = []
     while isinstance(command, click.Group):
         names.append(words.pop(0))
-        found = command.get_command(click.Context(command), names[-1])
+        found = command.get_command(context, names[-1])
         assert found is not None, f"{line}: there is no command {names[-1]}"
         command = found
-    context = command.make_context(names[-1], words, resilient_parsing=False)
+    context = command.make_context(names[-1], words, parent=context)
     return " ".join(names), context.params
 
 

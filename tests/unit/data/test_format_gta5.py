@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from segtune.cli.data import command
+from segtune.cli import cli
 from segtune.data import files
 from segtune.data.check import check_data
 from segtune.data.convert import convert_gta5
@@ -185,7 +185,9 @@ def test_conversion_refuses_wrong_folders(tmp_path):
 
 def test_the_command(tmp_path):
     source = trees.gta5(tmp_path / "in")
-    result = CliRunner().invoke(command, ["convert", "gta5", str(source), str(tmp_path / "out"), "--json"])
+    result = CliRunner().invoke(
+        cli, ["data", "convert", "gta5", str(source), str(tmp_path / "out"), "--json"]
+    )
     assert result.exit_code == 0 and json.loads(result.stdout)["written"] == 4
-    result = CliRunner().invoke(command, ["convert", "gta5", str(source), str(tmp_path / "out")])
+    result = CliRunner().invoke(cli, ["data", "convert", "gta5", str(source), str(tmp_path / "out")])
     assert "0 frames written, 4 were there" in result.stdout

@@ -15,7 +15,7 @@ from PIL import Image
 from pyogrio.raw import read as read_vector
 from rasterio.transform import from_origin
 
-from segtune.cli.predict import command
+from segtune.cli import cli
 from segtune.data.base import Classes
 from segtune.data.channels import ChannelRule
 from segtune.data.raster import is_raster, open_raster
@@ -262,7 +262,7 @@ def test_polygons_of_degrees_have_no_area_in_metres(tmp_path: Path) -> None:
 def test_the_command(tiny_run: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", scene(1)[0])
     result = CliRunner().invoke(
-        command, [str(tiny_run), str(path), "--out", str(tmp_path / "out"), "--polygons", "--json"]
+        cli, ["predict", str(tiny_run), str(path), "--out", str(tmp_path / "out"), "--polygons", "--json"]
     )
     assert result.exit_code == 0, result.output
     (made,) = json.loads(result.stdout)

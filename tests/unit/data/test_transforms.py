@@ -138,6 +138,7 @@ def test_crop_is_a_piece_of_the_image():
 )
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_shapes_and_types(crop, settings, shape, channels):
+    torch.manual_seed(0)  # of where is cropped: some places hold more edges, where image and mask differ
     image, mask = blocks(channels=channels)
     got_image, got_mask = transform(crop, channels, **settings)(image, mask)
     assert got_image.shape == (channels, *shape) and got_image.dtype == torch.float32

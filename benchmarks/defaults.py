@@ -1,13 +1,13 @@
-"""A training step of SAM ViT-B as segtune runs it by default, and with AutoGluon's layers as AutoGluon runs it.
+"""A training step of SAM ViT-B as segtune runs it by default, and as AutoGluon runs it.
 
 Usage: python benchmarks/defaults.py --autogluon FOLDER [--threads 1] [--repeats 3] [--only sam-512]
 
 Unlike in benchmarks/peers.py, where only the layers differ, each side has the precision and the attention
 that its users get on a processor: segtune bf16 autocast with frozen weights rounded once and attention in
-chunks; AutoGluon float32, to which `infer_precision` of its `utils/precision.py` falls back where there is no
-GPU, and the attention of transformers. Weights, images, masks, optimiser and rank are the same. In every repeat the
-ways follow each other, each in a process of its own, behind a step that warms up; seconds are those of the
-processor. Results go to benchmarks/defaults.json; cases that are not run again stay.
+chunks; AutoGluon float32, to which `infer_precision` of its `utils/precision.py` falls back without a
+GPU, and its layers in the network of transformers. Weights, images, masks, optimiser and rank are the
+same. In every repeat the ways follow each other, each in a process of its own, behind a step that warms up;
+seconds are those of the processor. Results go to benchmarks/defaults.json; cases that are not run again stay.
 """
 
 from __future__ import annotations

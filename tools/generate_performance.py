@@ -84,6 +84,35 @@ def _peer_rows(group: Sequence[Row]) -> list[tuple[str, ...]]:
     return rows
 
 
+def defaults(data: dict[str, Any]) -> list[str]:
+    """What each library's users get on a processor."""
+    rows = []
+    for name, case in data["cases"].items():
+        group = {row["way"]: row for row in data["rows"] if row["case"] == name}
+        for way, row in group.items():
+            own = group[way.removeprefix("autogluon ")]
+            rows.append(
+                (
+                    way,
+                    f"{case['size']}²",
+                    f"{statistics.median(row['processor']):.1f}",
+                    "1" if row is own else ratio(row["processor"], own["processor"]),
+                    above(row),
+                    "1" if row is own else f"{row['peak_bytes'] / own['peak_bytes']:.1f}",
+                )
+            )
+    return section(
+        "By default, against AutoGluon",
+        "One training step of SAM ViT-B, one image, rank 3, the same random weights, as each library's users"
+        " get it on a processor: segtune with bf16, frozen weights rounded once and attention in chunks;"
+        f" AutoGluon {data['versions']['autogluon.multimodal']} in float32, all that it allows there. Seconds"
+        " of the processor, medians; ratios to ours within each repeat; MiB above the program with its"
+        f" packages. {data['threads']} thread. `benchmarks/defaults.py`",
+        ("layers", "pixels", "seconds", "times ours", "MiB", "whole process, times ours"),
+        rows,
+    )
+
+
 def levers(data: dict[str, Any]) -> list[str]:
     """Each lever alone, and all together."""
     lines = [
@@ -321,6 +350,7 @@ def _quantized_quality(data: dict[str, Any]) -> list[str]:
 
 
 SECTIONS = {
+    "defaults": defaults,
     "peers": peers,
     "levers": levers,
     "prefix_cache": prefix_cache,

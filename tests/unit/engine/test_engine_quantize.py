@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import segtune
 from segtune.engine.build import Tunable, build_tunable
 from segtune.engine.cost import estimate_memory
 from segtune.engine.fit import fit
@@ -275,3 +276,9 @@ def test_divided_models_are_refused(tiny_data: Path, tmp_path: Path):
     config = tiny(tiny_data, model__quantize="int8", train__strategy="fsdp", train__devices=2)
     with pytest.raises(UsageError, match=r"train.strategy=fsdp .* model.quantize=int8"):
         fit(config, tmp_path / "run")
+
+
+def test_a_model_without_a_method_is_not_quantized():
+    with pytest.raises(UsageError, match="all floats") as caught:
+        segtune.load_model("unet", 2, quantize="int8")
+    assert "segtune.fit" in str(caught.value.hint)

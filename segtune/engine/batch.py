@@ -70,6 +70,7 @@ def choose_batch_size(
             batch_size=count,
             size=size,
             precision=precision,
+            quantize=config.model_common.quantize,
             optimizer=config.optim.name,
             accumulate=config.train.accumulate,
             num_sections=cached_sections(config),

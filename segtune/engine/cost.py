@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psutil
 import torch
@@ -20,7 +20,9 @@ from segtune.data.transforms import resolve_crop
 from segtune.engine.half import halve_frozen
 from segtune.engine.memory import run_step, without_data
 from segtune.engine.prefix import find_prefix
+from segtune.engine.quantize import Kind, quantize_frozen
 from segtune.methods.apply import Applied, apply
+from segtune.methods.attach import num_numbers
 from segtune.methods.base import MethodSettings
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
@@ -90,6 +92,7 @@ def estimate_memory(
     batch_size: int,
     size: tuple[int, int],
     precision: str,
+    quantize: Kind | Literal["none"] = "none",
     optimizer: str = "adamw",
     accumulate: int = 1,
     loss: nn.Module | None = None,
@@ -106,6 +109,7 @@ def estimate_memory(
         batch_size: images in a batch.
         size: height and width of the training images in pixels.
         precision: "32", "bf16" or "16".
+        quantize: "none", "int8" or "nf4": frozen linear layers' weights.
         optimizer: "adam" and "adamw" keep two numbers for each parameter, "sgd" one.
         accumulate: batches summed up for one step.
         loss: of the run; None: cross entropy.
@@ -117,6 +121,8 @@ def estimate_memory(
         applied = apply_parts(built, parts)
         if num_sections is None:
             num_sections = find_prefix(built, applied, size, precision).num_sections
+        if quantize != "none":
+            quantize_frozen(applied, quantize)
         halve_frozen(applied, precision)
         built.train()
         step = run_step(
@@ -180,7 +186,7 @@ def trainable_table(applied: Applied, depth: int = 2) -> list[tuple[str, int, in
     for name, parameter in applied.model.named_parameters():
         module = ".".join(name.split(".")[:-1][:depth]) or name
         row = rows.setdefault(module, [0, 0])
-        row[0] += parameter.numel()
+        row[0] += num_numbers(parameter)
         row[1] += parameter.numel() if id(parameter) in trained else 0
     return [(name, total, part) for name, (total, part) in rows.items()]
 

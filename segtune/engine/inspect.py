@@ -116,6 +116,7 @@ def inspect_config(
         batch_size=batch_size,
         size=training_size(config, sizes),
         precision=choose_precision(config.train.precision, device),
+        quantize=config.model_common.quantize,
         optimizer=config.optim.name,
         accumulate=config.train.accumulate,
         num_sections=cached_sections(config),

@@ -40,16 +40,20 @@ def alternatives(config: RunConfig, estimate: MemoryEstimate, num_classes: int) 
         num_classes: K.
     """
     found = []
+    before = estimate
     for change, options in _changes(config, estimate):
         changed = _estimate(config, estimate, num_classes, options)
         if changed is None:
             continue
+        cached = change.endswith(CACHE)
+        if cached and changed.operations > (1 - WORTH_SAYING) * before.operations:
+            continue  # next to nothing is frozen
+        if not cached:
+            before = changed
         images = changed.batch_size * options.get("accumulate", config.train.accumulate)
         work = changed.operations / images / (estimate.operations / _images(config, estimate))
         saved = changed.total / estimate.total
-        if "num_sections" in options:  # a cache, which saves time above all
-            saved = min(saved, work)
-        if saved < 1 - WORTH_SAYING:
+        if min(saved, work if cached else 1) < 1 - WORTH_SAYING:
             found.append(Alternative(change, changed.total, work))
     return sorted(found, key=lambda alternative: alternative.total)
 
@@ -89,6 +93,7 @@ def describe(found: list[Alternative], estimate: MemoryEstimate) -> list[str]:
 
 
 def _changes(config: RunConfig, estimate: MemoryEstimate) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Changes of settings, with those of `estimate_memory`; one with a cache follows the same without."""
     parts = config.method_parts
     placed = {
         name: settings

@@ -381,21 +381,27 @@ def report(
         }
         for name, case in CASES.items()
     }
-    libraries = {}
-    if "peft" not in without:
-        libraries["peft"] = importlib.metadata.version("peft")
-    if "autogluon" not in without:
-        path = [str(arguments.autogluon)] if arguments.autogluon is not None else sys.path
-        found = importlib.metadata.distributions(name="autogluon.multimodal", path=path)
-        libraries["autogluon.multimodal"] = next(iter(found)).version
     return {
         "num_experts": NUM_EXPERTS,
         "threads": arguments.threads,
         "cases": cases,
         "left_out": without,
-        "versions": {**versions(), **libraries},
+        "versions": stated_versions(arguments.autogluon),
         "rows": rows,
     }
+
+
+def stated_versions(folder: Path | None) -> dict[str, Any]:
+    """Versions of what numbers depend on, the libraries compared with among them."""
+    without = missing(folder)
+    libraries = {}
+    if "peft" not in without:
+        libraries["peft"] = importlib.metadata.version("peft")
+    if "autogluon" not in without:
+        path = [str(folder)] if folder is not None else sys.path
+        found = importlib.metadata.distributions(name="autogluon.multimodal", path=path)
+        libraries["autogluon.multimodal"] = next(iter(found)).version
+    return {**versions(), **libraries}
 
 
 if __name__ == "__main__":

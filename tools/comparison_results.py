@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from pages import section
+
 CLOCK = ("train min", "images/s", "infer ms", "merged ms")
 """Columns that mean nothing where other programs ran beside."""
 
 
-def rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table without the clock, its header first."""
-    header = data["table"]["header"]
-    kept = [place for place, name in enumerate(header) if name not in CLOCK]
-    return [tuple(row[place] for place in kept) for row in (header, *data["table"]["rows"])]
-
-
-def lines(data: dict[str, Any]) -> list[str]:
-    """What stands in front of the table."""
+def comparison(data: dict[str, Any]) -> list[str]:
+    """The table of a sweep without the clock, and what its words say."""
+    found = data["table"]
+    kept = [place for place, name in enumerate(found["header"]) if name not in CLOCK]
+    header, *rows = [[row[place] for place in kept] for row in (found["header"], *found["rows"])]
     repeated = [
-        f" {what}: {found['equal']} of {found['cells']} runs have the same score to the last digit."
-        for what, found in data["again"].items()
+        f" {what}: {again['equal']} of {again['cells']} runs have the same score to the last digit."
+        for what, again in data["again"].items()
     ]
-    return [
-        f"## {data['title']}",
-        "",
+    what = (
         f"`segtune compare {data['data']} --config benchmarks/{data['settings']}`; seconds are left out, as"
-        f" other programs ran beside.{''.join(repeated)}",
-    ]
+        f" other programs ran beside.{''.join(repeated)}"
+    )
+    return [*section(data["title"], what, header, rows), "", *(f"- {line}" for line in data["legend"])]

@@ -3,22 +3,19 @@
 Usage: python tools/generate_performance.py [--check]
 
 A benchmark comes onto the page by its line in `SECTIONS`. What it shows is said in benchmarks/NAME.md, which
-is copied below its table. One whose JSON brings "title", "what", "header" and "table" needs no function
-of its own: `as_it_is` prints them.
+is copied below its table.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from generate_results import BENCHMARKS, REPOSITORY, table
+from pages import REPOSITORY, Row, mib, ratio, section, sections, spread, table, write
 
 TARGET = REPOSITORY / "docs" / "performance.md"
-MIB = 2**20
 INTRODUCTION = """# Speed and memory
 
 Generated from `benchmarks/*.json` by `make docs`; each section names the program that measured it, which
@@ -26,49 +23,16 @@ says how, and which repeats it on your machine. Times are ratios within one run 
 machine that these come from had two cores and other programs beside."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the page, or with --check says whether it is up to date."""
-    text = page()
-    if "--check" in arguments:
-        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
-        if not current:
-            print("docs/performance.md is out of date: run `make docs`", file=sys.stderr)
-        return 0 if current else 1
-    TARGET.write_text(text, encoding="utf-8")
-    return 0
-
-
 def page() -> str:
     """The whole page."""
-    parts = [INTRODUCTION]
-    for name, section in SECTIONS.items():
-        source = BENCHMARKS / f"{name}.json"
-        if not source.is_file():
-            continue
-        parts += ["", *section(json.loads(source.read_text(encoding="utf-8")))]
-        said = source.with_suffix(".md")
-        if said.is_file():
-            parts += ["", said.read_text(encoding="utf-8").strip()]
-    return "\n".join(parts) + "\n"
+    return "\n".join([INTRODUCTION, *sections(SECTIONS)]) + "\n"
 
 
-def as_it_is(data: dict[str, Any]) -> list[str]:
-    """Title, a sentence, and one table, as the JSON has them."""
-    rows = [[str(cell) for cell in row] for row in data["table"]]
-    return [f"## {data['title']}", "", data["what"], "", *table(data["header"], rows)]
-
-
-def ratio(values: Sequence[float], others: Sequence[float]) -> str:
-    """Median of the repeats' ratios, with the lowest and the highest."""
-    ratios = [value / other for value, other in zip(values, others, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-def above(row: dict[str, Any]) -> str:
+def above(row: Row) -> str:
     """Peak memory above what the program held before the network, in MiB; empty where not measured."""
     if "peak_bytes" not in row:
         return ""
-    return f"{(row['peak_bytes'] - row['before_bytes']) / MIB:,.0f}"
+    return mib(row["peak_bytes"] - row["before_bytes"])
 
 
 def peers(data: dict[str, Any]) -> list[str]:
@@ -104,7 +68,7 @@ def peers(data: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _peer_rows(group: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _peer_rows(group: Sequence[Row]) -> list[tuple[str, ...]]:
     own = next((row["processor"] for row in group if row["way"] == "lora"), None)
     rows = []
     for row in group:
@@ -118,6 +82,35 @@ def _peer_rows(group: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         times = "1" if row["way"] == "lora" else ratio(row["processor"], own)
         rows.append((name, row["precision"], seconds, times, above(row), f"{row['trained']:,}"))
     return rows
+
+
+def defaults(data: dict[str, Any]) -> list[str]:
+    """What each library's users get on a processor."""
+    rows = []
+    for name, case in data["cases"].items():
+        group = {row["way"]: row for row in data["rows"] if row["case"] == name}
+        for way, row in group.items():
+            own = group[way.removeprefix("autogluon ")]
+            rows.append(
+                (
+                    way,
+                    f"{case['size']}²",
+                    f"{statistics.median(row['processor']):.1f}",
+                    "1" if row is own else ratio(row["processor"], own["processor"]),
+                    above(row),
+                    "1" if row is own else f"{row['peak_bytes'] / own['peak_bytes']:.1f}",
+                )
+            )
+    return section(
+        "By default, against AutoGluon",
+        "One training step of SAM ViT-B, one image, rank 3, the same random weights, as each library's users"
+        " get it on a processor: segtune with bf16, frozen weights rounded once and attention in chunks;"
+        f" AutoGluon {data['versions']['autogluon.multimodal']} in float32, all that it allows there. Seconds"
+        " of the processor, medians; ratios to ours within each repeat; MiB above the program with its"
+        f" packages. {data['threads']} thread. `benchmarks/defaults.py`",
+        ("layers", "pixels", "seconds", "times ours", "MiB", "whole process, times ours"),
+        rows,
+    )
 
 
 def levers(data: dict[str, Any]) -> list[str]:
@@ -166,16 +159,15 @@ def merged(data: dict[str, Any]) -> list[str]:
             )
         )
     header = ("network", "precision", "base, ms", "unmerged", "merged", "base's layers", "difference")
-    return [
-        "## A merged adapter costs nothing in prediction",
-        "",
+    return section(
+        "A merged adapter costs nothing in prediction",
         "Milliseconds of the processor for one image with the base, and with LoRA as multiples of that in the"
         ' same repeat: median (lowest to highest). "base\'s layers": whether the merged network consists of'
         ' exactly the classes of the base. "difference": largest one of merged to unmerged logits, as a share'
         f" of the largest logit. {data['threads']} thread. `benchmarks/merged.py`",
-        "",
-        *table(header, rows),
-    ]
+        header,
+        rows,
+    )
 
 
 def predict_overlap(data: dict[str, Any]) -> list[str]:
@@ -189,15 +181,14 @@ def predict_overlap(data: dict[str, Any]) -> list[str]:
         )
         for way, row in data["rows"].items()
     ]
-    return [
-        "## Prediction: files beside the model",
-        "",
+    return section(
+        "Prediction: files beside the model",
         f"`segtune predict` on {data['num_images']} CamVid images of 480 x 360 with a small U-Net, masks and"
         f" overlays, {data['threads']} thread for the model. The files of both ways are equal, byte for byte."
         " `benchmarks/predict_overlap.py`",
-        "",
-        *table(("files are read and written", "images/s", "lowest to highest", "processor s an image"), rows),
-    ]
+        ("files are read and written", "images/s", "lowest to highest", "processor s an image"),
+        rows,
+    )
 
 
 def conv_lora_experts(data: dict[str, Any]) -> list[str]:
@@ -213,15 +204,14 @@ def conv_lora_experts(data: dict[str, Any]) -> list[str]:
         )
         for row in data["experts"]
     ]
-    return [
-        "## Conv-LoRA's experts",
-        "",
+    return section(
+        "Conv-LoRA's experts",
         f"Forward and backward of one expert of rank {data['rank']} on a map of {data['grid'][0]} x"
         f" {data['grid'][1]}: by the definition, and as it is computed. {data['threads']} thread, medians."
         " `benchmarks/conv_lora_experts.py`",
-        "",
-        *table(("resizing, scale", "way", "definition, ms", "ours, ms", "times faster", "difference"), rows),
-    ]
+        ("resizing, scale", "way", "definition, ms", "ours, ms", "times faster", "difference"),
+        rows,
+    )
 
 
 def prefix_cache(data: dict[str, Any]) -> list[str]:
@@ -233,7 +223,7 @@ def prefix_cache(data: dict[str, Any]) -> list[str]:
             f"{values['first_seconds']:.2f}",
             f"{values['seconds']:.2f}",
             f"{values['times_faster']:.1f}",
-            f"{values['entry_bytes'] / MIB:.1f}" if "entry_bytes" in values else "",
+            f"{values['entry_bytes'] / 2**20:.1f}" if "entry_bytes" in values else "",
             "equal" if values["equal_bits"] else f"{values['gradient_difference']:.0e}",
         )
         for row in data["rows"]
@@ -248,15 +238,14 @@ def prefix_cache(data: dict[str, Any]) -> list[str]:
         "MiB an image",
         "gradients",
     )
-    return [
-        "## Frozen work done once",
-        "",
+    return section(
+        "Frozen work done once",
         f"SAM ViT-B on images of {data['side']} x {data['side']}, one in a batch, random weights; forward,"
         ' loss and backward, seconds of the processor. The first pass computes the entries. "gradients": of'
         " the first image, against those without the cache. `benchmarks/prefix_cache.py`",
-        "",
-        *table(header, rows),
-    ]
+        header,
+        rows,
+    )
 
 
 def frozen_levers(data: dict[str, Any]) -> list[str]:
@@ -267,19 +256,18 @@ def frozen_levers(data: dict[str, Any]) -> list[str]:
             row["name"],
             f"{row['seconds']:.2f}",
             f"{row['seconds'] / first['seconds']:.2f}",
-            f"{row['peak'] / MIB:,.0f}",
+            mib(row["peak"]),
             f"{row['peak'] / first['peak']:.2f}",
         )
         for row in data["rows"]
     ]
-    return [
-        "## What leaves frozen work out",
-        "",
+    return section(
+        "What leaves frozen work out",
         f"LoRA and `head` on SAM ViT-B, one image of {data['side']} x {data['side']}, float32 unless said;"
         " seconds of the processor for a step, the whole process's peak. `benchmarks/frozen_levers.py`",
-        "",
-        *table(("settings", "seconds", "times the first", "peak MiB", "times the first"), rows),
-    ]
+        ("settings", "seconds", "times the first", "peak MiB", "times the first"),
+        rows,
+    )
 
 
 def memory_estimate(data: dict[str, Any]) -> list[str]:
@@ -287,27 +275,87 @@ def memory_estimate(data: dict[str, Any]) -> list[str]:
     rows = [
         (
             f"{row['run']}, {row['batch_size']} x {row['side']}², {row['precision']}",
-            f"{row['estimate']['process'] / MIB:,.0f}",
-            f"{row['peak_bytes'] / MIB:,.0f}",
+            mib(row["estimate"]["process"]),
+            mib(row["peak_bytes"]),
             f"{row['error']:+.1%}",
         )
         for row in data["rows"]
     ]
-    return [
-        "## The memory estimate against measured peaks",
-        "",
+    return section(
+        "The memory estimate against measured peaks",
         "MiB of the whole process on a processor: as the run announces it before its first step, and the"
         " kernel's record of the training steps. `benchmarks/memory_estimate.py`",
+        ("run", "estimate", "peak", "error"),
+        rows,
+    )
+
+
+def quantized_base(data: dict[str, Any]) -> list[str]:
+    """A frozen base in fewer bits: memory and time, and quality."""
+    lines = [
+        "## A frozen base in 8 or 4 bits",
         "",
-        *table(("run", "estimate", "peak", "error"), rows),
+        f"`benchmarks/quantized_base.py`, PyTorch {data['versions']['torch']}.",
+    ]
+    if "memory" in data:
+        lines += ["", *_quantized_memory(data["memory"])]
+    if "quality" in data:
+        lines += ["", *_quantized_quality(data["quality"])]
+    return lines
+
+
+def _quantized_memory(data: dict[str, Any]) -> list[str]:
+    seconds = data.get("seconds", {})
+    rows = [
+        (
+            row["way"],
+            mib(row["weight_bytes"]),
+            above(row),
+            mib(row["library_bytes"]) if row["library_bytes"] else "",
+            ratio(seconds[row["way"]], seconds["float32"]) if seconds else "",
+        )
+        for row in data["rows"]
+    ]
+    huge = data["vit_h"]
+    kinds = ", ".join(f"{mib(huge[kind])} MiB in {kind}" for kind in ("float32", "bf16", "int8", "nf4"))
+    return [
+        f"LoRA on SAM ViT-B, one image of {data['side']} x {data['side']}, one thread. MiB of all weights;"
+        " peak of a step above the program with its packages loaded; what loading the library took; processor"
+        " time against float32, taken in each repeat: median (lowest to highest).",
+        "",
+        *table(("base", "weights", "peak of a step", "library", "time"), rows),
+        "",
+        f"By their shapes, the {huge['layers']} frozen linear layers of SAM ViT-H take {kinds}.",
+    ]
+
+
+def _quantized_quality(data: dict[str, Any]) -> list[str]:
+    ways: dict[str, list[Row]] = {}
+    for row in data["rows"]:
+        ways.setdefault(row["way"], []).append(row)
+    whole = [row["test"] for row in ways["bf16"]]
+    rows = []
+    for way, own in ways.items():
+        scores = [row["test"] for row in own]
+        differences = [score - other for score, other in zip(scores, whole, strict=False)]
+        change = "" if way == "bf16" else f"{statistics.mean(differences):+.3f}"
+        rows.append((way, spread(scores, 3), change, ", ".join(f"{score:.3f}" for score in scores)))
+    steps, images = data["settings"]["train.steps"], data["rows"][0]["num_test_images"]
+    return [
+        f"The small SAM of the recipe `sam-camvid-small`, tuned for polyps by LoRA, {steps} steps: IoU of the"
+        f" foreground on {images} test images.",
+        "",
+        *table(("base", "mean ± deviation", "against bf16", "each seed"), rows),
     ]
 
 
 SECTIONS = {
+    "defaults": defaults,
     "peers": peers,
     "levers": levers,
     "prefix_cache": prefix_cache,
     "frozen_levers": frozen_levers,
+    "quantized_base": quantized_base,
     "memory_estimate": memory_estimate,
     "conv_lora_experts": conv_lora_experts,
     "merged": merged,
@@ -315,4 +363,4 @@ SECTIONS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write(TARGET, page(), sys.argv[1:]))

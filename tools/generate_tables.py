@@ -8,14 +8,12 @@ Usage: python tools/generate_tables.py [--check]
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from generate_results import BENCHMARKS, REPOSITORY, spread, table
+from pages import BENCHMARKS, REPOSITORY, grouped, load, spread, table
 
 PAGES = ("README.md", "docs/choosing-a-method.md", "docs/how-measured.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -35,20 +33,6 @@ def main(options: Sequence[str]) -> int:
             print(f"{name} has tables that are out of date: run `make docs`", file=sys.stderr)
             code = 1
     return code
-
-
-def load(name: str) -> dict[str, Any]:
-    """A benchmark's settings and numbers."""
-    data: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
-    return data
-
-
-def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each method."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["name"], []).append(row)
-    return groups
 
 
 def dusk() -> list[str]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pages import table
+
 Row = tuple[str, ...]
+
+
+def recipe(data: dict[str, Any]) -> list[str]:
+    """What came out of a recipe's commands."""
+    lines = [f"### {data['recipe']}", "", f"{data['title']}. {origin(data)}"]
+    for line, rows in describe(data):
+        lines += ["", line] if line else []
+        lines += ["", *table(rows[0], rows[1:])]
+    return lines
 
 
 def describe(data: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:

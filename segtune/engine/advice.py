@@ -82,6 +82,9 @@ def _changes(config: RunConfig, estimate: MemoryEstimate) -> Iterator[tuple[str,
         yield "model.checkpointing=true (slower)", {"model_settings": settings}
     if estimate.precision == "32":
         yield "train.precision=bf16", {"precision": "bf16"}
+    if config.model_common.quantize == "none":
+        for kind in ("int8", "nf4"):
+            yield f"model.quantize={kind}", {"quantize": kind}
     if estimate.batch_size > 1:
         smaller = estimate.batch_size // 2
         times = config.train.accumulate * 2
@@ -104,6 +107,7 @@ def _estimate(
         "batch_size": estimate.batch_size,
         "size": estimate.size,
         "precision": estimate.precision,
+        "quantize": config.model_common.quantize,
         "accumulate": config.train.accumulate,
         **options,
     }

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psutil
 import torch
@@ -24,7 +24,9 @@ from segtune.data.transforms import resolve_crop
 from segtune.engine.build import choose_device, choose_precision
 from segtune.engine.half import halve_frozen
 from segtune.engine.memory import step_peak, without_data
+from segtune.engine.quantize import Kind, quantize_frozen
 from segtune.methods.apply import Applied, apply
+from segtune.methods.attach import num_numbers
 from segtune.methods.base import MethodSettings
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
@@ -82,6 +84,7 @@ def estimate_memory(
     batch_size: int,
     size: tuple[int, int],
     precision: str,
+    quantize: Kind | Literal["none"] = "none",
     optimizer: str = "adamw",
     accumulate: int = 1,
     loss: nn.Module | None = None,
@@ -99,6 +102,7 @@ def estimate_memory(
         batch_size: images in a batch.
         size: height and width of the training images in pixels.
         precision: "32", "bf16" or "16".
+        quantize: "none", "int8" or "nf4": frozen linear layers' weights.
         optimizer: "adam" and "adamw" keep two numbers for each parameter, "sgd" one.
         accumulate: batches summed up for one step.
         loss: of the run; None: cross entropy.
@@ -109,6 +113,8 @@ def estimate_memory(
     built = build_model(model, num_classes, model_settings, meta=True)
     with without_data(built):
         applied = _apply(built, parts)
+        if quantize != "none":
+            quantize_frozen(applied, quantize)
         halve_frozen(applied, precision)
         built.train()
         peak = step_peak(
@@ -166,7 +172,7 @@ def trainable_table(applied: Applied, depth: int = 2) -> list[tuple[str, int, in
     for name, parameter in applied.model.named_parameters():
         module = ".".join(name.split(".")[:-1][:depth]) or name
         row = rows.setdefault(module, [0, 0])
-        row[0] += parameter.numel()
+        row[0] += num_numbers(parameter)
         row[1] += parameter.numel() if id(parameter) in trained else 0
     return [(name, total, part) for name, (total, part) in rows.items()]
 
@@ -242,6 +248,7 @@ def inspect_config(
         batch_size=8 if config.train.batch_size == "auto" else config.train.batch_size,
         size=_crop_size(config, index),
         precision=choose_precision(config.train.precision, device),
+        quantize=config.model_common.quantize,
         optimizer=config.optim.name,
         accumulate=config.train.accumulate,
         on_gpu=device.type != "cpu",

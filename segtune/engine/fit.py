@@ -170,6 +170,7 @@ def _announce(job: Job, reporter: Reporter) -> None:
         [(name, f"{total:,}", f"{part:,}") for name, total, part in trainable_table(applied)],
     )
     reporter.note(
+        *([quantized.describe()] if (quantized := job.tunable.quantized) else []),
         f"estimated memory of a training step: {estimate.total / 2**30:.2f} GiB for {estimate.batch_size}"
         f" images of {estimate.size[0]}x{estimate.size[1]} pixels in {job.precision} on {job.device}",
         *_memory_notes(job),

@@ -127,6 +127,7 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         batch_size=config.train.num_images // num_processes,
         size=crop or config.data.resize or max(check.image_sizes, key=lambda size: size[0] * size[1]),
         precision=precision,
+        quantize=config.model_common.quantize,
         optimizer=config.optim.name,
         accumulate=config.train.accumulate,
         loss=loss,

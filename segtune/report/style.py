@@ -49,13 +49,16 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = 6.4, height: float = 3.6, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(
+    width: float = 6.4, height: float = 3.6, columns: int = 1, *, share_y: bool = False
+) -> tuple[Any, Any]:
     """A figure that no window and no global state knows of, with its axes.
 
     Args:
         width: in inches.
         height: in inches.
         columns: plots side by side.
+        share_y: whether plots side by side have one vertical axis.
 
     Returns:
         The figure and its axes: one, or an array of them.
@@ -63,14 +66,14 @@ def new_figure(width: float = 6.4, height: float = 3.6, columns: int = 1) -> tup
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(1, columns, sharey=share_y)
 
 
 def line_style(number: int) -> dict[str, Any]:
     """Colour and dashes of a series."""
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "linestyle": DASHES[number % len(DASHES)],
+        "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
         "linewidth": 1.6,
     }
 

@@ -11,7 +11,7 @@ import yaml
 
 from segtune.engine.files import write_text, write_with
 from segtune.errors import SegtuneError, UsageError
-from segtune.report import attention, figures
+from segtune.report import attention, comparison_figures, figures
 from segtune.report.cases import draw_cases
 from segtune.report.page import Block, Picture, Section, Table, image_element, render, svg_of
 from segtune.report.records import RunRecord, read_run, read_runs
@@ -138,7 +138,7 @@ def _comparison_sections(comparison: dict[str, Any], pictures: _Pictures) -> lis
         table=Table(table["header"], table["rows"], best),
         notes=list(comparison["legend"]),
         pictures=pictures.add(
-            "scores", "Score of each row", figures.comparison_bars(rows, score, comparison["unit"])
+            "scores", "Score of each row", comparison_figures.comparison_bars(rows, score, comparison["unit"])
         ),
     )
     cost = Section("At what cost")
@@ -147,9 +147,11 @@ def _comparison_sections(comparison: dict[str, Any], pictures: _Pictures) -> lis
         ("score-by-memory", "peak_bytes", f"peak memory of the {comparison['peak_of']}, GiB", 2.0**30, False),
         ("score-by-minutes", "minutes", "minutes of training", 1.0, False),
     ):
-        figure = figures.trade_off(rows, score, key, title, unit, log=log)
+        figure = comparison_figures.trade_off(rows, score, key, title, unit, log=log)
         cost.pictures += pictures.add(name, f"Score against {title}", figure)
-    cost.pictures += pictures.add("score-by-rank", "Score by rank", figures.score_by_rank(rows, score))
+    cost.pictures += pictures.add(
+        "score-by-rank", "Score by rank", comparison_figures.score_by_rank(rows, score)
+    )
     return [quality, cost]
 
 

@@ -11,8 +11,8 @@ import yaml
 
 from segtune.cli import cli
 from segtune.comparison.plan import make_plan
-from segtune.config.layers import Layer, nest, parse_assignments, read_mapping, read_yaml, recipe_path
-from segtune.config.load import difference, load_config
+from segtune.config.layers import Layer, parse_assignments, read_mapping, read_yaml, recipe_path
+from segtune.config.load import load_config
 from segtune.config.recipes import RECIPES, ROOT, Recipe, fill, places, read_recipe, recipe_names
 from segtune.errors import SegtuneError, SettingsError, UnknownNameError, UsageError
 
@@ -143,26 +143,3 @@ def test_a_row_of_a_comparison_may_change_any_setting() -> None:
         make_plan(
             [Layer("test", {"model": "unet", "compare": {"methods": [{"name": "lora", "dta.colour": 1}]}})]
         )
-
-
-def test_the_result_of_conv_lora_is_of_the_recipes_settings() -> None:
-    """benchmarks/sam_methods.py has run what the recipe says, row by row."""
-    recipe = read_recipe("s3-conv-lora-binary-small")
-    measured = recipe.measured()
-    assert measured is not None
-    was, weights = measured["settings"], {"model.weights": "day.safetensors"}
-    runs = {(run["name"], run["seed"]): run for run in measured["rows"] if run["task"] == "polyps"}
-    given = Layer("weights", {"model": {"weights": "day.safetensors"}})
-    for cell in make_plan([read_yaml(recipe_path("s3-conv-lora-binary-small")), given]).runs({}):
-        name = cell.row.label
-        values = {
-            **was["model"], **was["train"], **was["tasks"]["polyps"], **was["tuning"], **was["methods"][name],
-            **(weights if name != "scratch" else {}),
-            "model.name": "sam-vit-base",
-            "method.name": name,
-            "train.seed": cell.seed,
-            "optim.learning_rate": runs[name, cell.seed]["learning_rate"],
-        }  # fmt: skip
-        config = load_config([nest(values.items(), "benchmark")])
-        kept = [line for line in difference(config, cell.config) if not line.startswith("model.weights")]
-        assert kept == [], name

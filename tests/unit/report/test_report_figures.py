@@ -30,6 +30,8 @@ def record(tmp_path: Path, label: str, method: str = "lora", **settings: Any) ->
             "epoch": epoch,
             "miou": 0.5,
             "cross_entropy": 1 / epoch,
+            "iou/road": 0.2 * epoch,
+            "iou/pole": None if epoch == 1 else 0.1,
             **({} if epoch == 1 else {"volume_dice": 0.7}),
         }
         for epoch in (1, 2)
@@ -72,6 +74,20 @@ def test_the_monitored_score_is_drawn_with_gaps(tmp_path: Path) -> None:
     assert figure.axes[0].get_ylabel() == "volume_dice"
     drawn = figure.axes[0].lines[0].get_ydata()
     assert np.isnan(drawn[0]) and drawn[1] == 0.7
+
+
+def test_each_class_is_a_line_over_epochs(tmp_path: Path) -> None:
+    runs = [record(tmp_path, "one"), record(tmp_path, "two")]
+    figure = figures.class_curves(runs)
+    assert figure is not None
+    assert [axis.get_title() for axis in figure.axes] == ["one", "two"]
+    road, pole = figure.axes[1].lines
+    assert (road.get_label(), pole.get_label()) == ("road", "pole")
+    assert road.get_xydata().tolist() == [[1, 0.2], [2, 0.4]]
+    assert np.isnan(pole.get_ydata()[0]) and pole.get_ydata()[1] == 0.1
+    del runs[0].validations[0]["iou/pole"]
+    assert figures.class_curves(runs) is None, "other classes, no common legend"
+    assert figures.class_curves([]) is None
 
 
 def test_rows_of_a_panel_have_names() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
+from segtune.errors import UsageError
 
 if TYPE_CHECKING:
     from segtune.comparison.results import Comparison
@@ -40,6 +41,11 @@ def load_model(
     from segtune.models.weights import load_weights
 
     config = load_config(_layers(name, "head", {f"model.{key}": value for key, value in settings.items()}))
+    if config.model_common.quantize != "none":
+        raise UsageError(
+            "load_model gives a model whose weights are all floats; what is frozen is not decided yet",
+            hint="segtune.fit(..., settings={'model.quantize': ...})",
+        )
     model = build_model(name, num_classes, config.model_settings, seed=seed)
     load_weights(model, weights)
     return model.eval()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic.fields import FieldInfo
 
-from segtune.config.run import LossCommonSettings, OptimSettings, TrainSettings
+from segtune.config.run import LossCommonSettings, ModelCommonSettings, OptimSettings, TrainSettings
 from segtune.data.settings import DataSettings
 from segtune.data.volumes.settings import VolumeSettings
 from segtune.losses import LOSSES
@@ -140,6 +140,7 @@ def _all_settings() -> str:
     sections: dict[str, type[Settings]] = {
         "train": TrainSettings,
         "optim": OptimSettings,
+        "model": ModelCommonSettings,
         "loss": LossCommonSettings,
         "data": DataSettings,
         "data.volume": VolumeSettings,

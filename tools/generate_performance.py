@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pages import REPOSITORY, Row, mib, ratio, section, sections, table, write
+from pages import REPOSITORY, Row, mib, ratio, section, sections, spread, table, write
 
 TARGET = REPOSITORY / "docs" / "performance.md"
 INTRODUCTION = """# Speed and memory
@@ -290,12 +290,72 @@ def memory_estimate(data: dict[str, Any]) -> list[str]:
     )
 
 
+def quantized_base(data: dict[str, Any]) -> list[str]:
+    """A frozen base in fewer bits: memory and time, and quality."""
+    lines = [
+        "## A frozen base in 8 or 4 bits",
+        "",
+        f"`benchmarks/quantized_base.py`, PyTorch {data['versions']['torch']}.",
+    ]
+    if "memory" in data:
+        lines += ["", *_quantized_memory(data["memory"])]
+    if "quality" in data:
+        lines += ["", *_quantized_quality(data["quality"])]
+    return lines
+
+
+def _quantized_memory(data: dict[str, Any]) -> list[str]:
+    seconds = data.get("seconds", {})
+    rows = [
+        (
+            row["way"],
+            mib(row["weight_bytes"]),
+            above(row),
+            mib(row["library_bytes"]) if row["library_bytes"] else "",
+            ratio(seconds[row["way"]], seconds["float32"]) if seconds else "",
+        )
+        for row in data["rows"]
+    ]
+    huge = data["vit_h"]
+    kinds = ", ".join(f"{mib(huge[kind])} MiB in {kind}" for kind in ("float32", "bf16", "int8", "nf4"))
+    return [
+        f"LoRA on SAM ViT-B, one image of {data['side']} x {data['side']}, one thread. MiB of all weights;"
+        " peak of a step above the program with its packages loaded; what loading the library took; processor"
+        " time against float32, taken in each repeat: median (lowest to highest).",
+        "",
+        *table(("base", "weights", "peak of a step", "library", "time"), rows),
+        "",
+        f"By their shapes, the {huge['layers']} frozen linear layers of SAM ViT-H take {kinds}.",
+    ]
+
+
+def _quantized_quality(data: dict[str, Any]) -> list[str]:
+    ways: dict[str, list[Row]] = {}
+    for row in data["rows"]:
+        ways.setdefault(row["way"], []).append(row)
+    whole = [row["test"] for row in ways["bf16"]]
+    rows = []
+    for way, own in ways.items():
+        scores = [row["test"] for row in own]
+        differences = [score - other for score, other in zip(scores, whole, strict=False)]
+        change = "" if way == "bf16" else f"{statistics.mean(differences):+.3f}"
+        rows.append((way, spread(scores, 3), change, ", ".join(f"{score:.3f}" for score in scores)))
+    steps, images = data["settings"]["train.steps"], data["rows"][0]["num_test_images"]
+    return [
+        f"The small SAM of the recipe `sam-camvid-small`, tuned for polyps by LoRA, {steps} steps: IoU of the"
+        f" foreground on {images} test images.",
+        "",
+        *table(("base", "mean ± deviation", "against bf16", "each seed"), rows),
+    ]
+
+
 SECTIONS = {
     "defaults": defaults,
     "peers": peers,
     "levers": levers,
     "prefix_cache": prefix_cache,
     "frozen_levers": frozen_levers,
+    "quantized_base": quantized_base,
     "memory_estimate": memory_estimate,
     "conv_lora_experts": conv_lora_experts,
     "merged": merged,

@@ -39,6 +39,11 @@ def command(run: Path, library: str, out: Path, weights: str | None, as_json: bo
     click.echo(f"holds     {report['peft_type']} on {report['layers']} layers")
     if report["modules_to_save"]:
         click.echo(f"and       {len(report['modules_to_save'])} trained modules as a whole (modules_to_save)")
+    if report["quantize"] != "none":
+        click.echo(
+            f"base      trained on in {report['quantize']}, exported for the original: logits differ by up to"
+            f" {max(report['difference_of_quantized']):.1e} of the largest"
+        )
     for what, values in report["relative_differences"].items():
         sizes = ", ".join(
             f"{height}x{width}: {value:.1e}"

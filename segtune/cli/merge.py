@@ -39,6 +39,11 @@ def command(run: Path, out: Path, weights: str | None, as_json: bool) -> None:
         print_json(report)
         return
     click.echo(f"merged  {report['file']} ({report['bytes']:,} bytes)")
+    if report["quantize"] != "none":
+        click.echo(
+            f"base    trained on in {report['quantize']}: the file holds the floats that these weights"
+            " stand for, not those of the original base"
+        )
     for what, values in report["relative_differences"].items():
         sizes = ", ".join(
             f"{height}x{width}: {value:.1e}"

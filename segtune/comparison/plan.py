@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from segtune.comparison.settings import ComparisonSettings, meant_setting
 from segtune.config.layers import Layer, nest
 from segtune.config.load import load_config
-from segtune.config.run import CROSS_ENTROPY, LOWER_IS_BETTER, RunConfig
+from segtune.config.run import CROSS_ENTROPY, LOWER_IS_BETTER, ModelCommonSettings, RunConfig
 from segtune.errors import SettingsError, UsageError
 from segtune.methods import METHODS
 from segtune.metrics import METRICS, SALIENCY, VOLUME_METRICS
@@ -297,7 +297,8 @@ def _fields(method: str) -> set[str]:
 
 def _own_keys(section: str, row: Row) -> set[str]:
     if section == "model":
-        return {"weights", *MODELS.settings(row.model).model_fields}
+        own = MODELS.settings(row.model).model_fields
+        return {"weights", *ModelCommonSettings.model_fields, *own}
     return {*_fields(row.method), *row.method.split("+")}
 
 

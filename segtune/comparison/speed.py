@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segtune.engine.infer import Inference, InferenceSettings
 from segtune.engine.prompts import example_prompts
+from segtune.engine.quantize import give_back_floats
 from segtune.engine.run import LoadedRun, load_run
 
 ROUNDS = 5
@@ -34,6 +35,7 @@ def measure_speed(run: Path, size: tuple[int, int]) -> dict[str, Any]:
     refusals = loaded.tunable.applied.merge_refusals()
     if not refusals:
         merged = load_run(run)
+        give_back_floats(merged.tunable.model)
         merged.tunable.applied.merge()
         forms["merged_ms"] = merged
     channels = loaded.tunable.model.input_spec.channels

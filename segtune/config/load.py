@@ -9,7 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from segtune.config.layers import NAMED, SECTIONS, Layer, parse_assignments, read_yaml
-from segtune.config.run import CROSS_ENTROPY, LossCommonSettings, OptimSettings, RunConfig, TrainSettings
+from segtune.config.run import (
+    CROSS_ENTROPY,
+    LossCommonSettings,
+    ModelCommonSettings,
+    OptimSettings,
+    RunConfig,
+    TrainSettings,
+)
 from segtune.data import is_hub
 from segtune.data.settings import DataSettings
 from segtune.errors import SettingsError, UnknownNameError
@@ -145,11 +152,12 @@ class _Loader:
         loss = self._name("loss", sections["loss"], LOSSES, "cross_entropy")
         path = sections["data"].pop("path", None)
         parts_name = self._text("method.name", sections["method"].pop("name", ""))
-        shared = LossCommonSettings.model_fields.keys() & sections["loss"].keys()
-        loss_common = {key: sections["loss"].pop(key) for key in shared}
+        model_common = _taken(sections["model"], ModelCommonSettings)
+        loss_common = _taken(sections["loss"], LossCommonSettings)
         config = RunConfig(
             model=model,
             weights=weights,
+            model_common=self._validate("model", model_common, ModelCommonSettings, "models"),
             model_settings=self._validate("model", sections["model"], self._schema(MODELS, model), model),
             method=parts_name,
             method_parts=self._method_parts(parts_name, sections["method"]),
@@ -309,6 +317,11 @@ class _Loader:
         # a union reports one line for each of its members; the user needs the key once
         if not any(problem.startswith(f"{section}.{key} = ") for problem in self.problems):
             self.problems.append(line)
+
+
+def _taken(values: dict[str, Any], schema: type[Settings]) -> dict[str, Any]:
+    """The values of a schema's settings, taken out of a section."""
+    return {key: values.pop(key) for key in schema.model_fields.keys() & values.keys()}
 
 
 def _settings_below(schema: type[Settings], key: str) -> type[Settings] | None:

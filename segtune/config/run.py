@@ -132,6 +132,15 @@ class TrainSettings(Settings):
         return self
 
 
+class ModelCommonSettings(Settings):
+    """Settings that hold for every model (`model.*`)."""
+
+    quantize: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="frozen linear layers' weights in 8 or 4 bits (nf4: the extra nf4); none: as they are",
+    )
+
+
 class LossCommonSettings(Settings):
     """Settings that hold for every loss (`loss.*`)."""
 
@@ -148,6 +157,7 @@ class RunConfig:
 
     model: str
     weights: str
+    model_common: ModelCommonSettings
     model_settings: Settings
     method: str
     method_parts: dict[str, Settings]
@@ -169,6 +179,7 @@ class RunConfig:
             "model": {
                 "name": self.model,
                 "weights": self.weights,
+                **self.model_common.model_dump(mode="json"),
                 **self.model_settings.model_dump(mode="json"),
             },
             "method": {"name": self.method, **method},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -23,13 +23,14 @@ from segtune.engine.files import write_json
 from segtune.engine.folder import DESCRIPTION
 from segtune.engine.infer import InferenceSettings
 from segtune.engine.prompts import example_prompts
+from segtune.engine.quantize import Quantized
 from segtune.engine.tensors import read_tensors, write_tensors
 from segtune.errors import AdapterError, UnknownNameError
 from segtune.methods import METHODS
 from segtune.models import MODELS
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
-from segtune.models.weights import WeightsReport, fingerprint, load_weights
+from segtune.models.weights import WeightsReport, load_weights
 from segtune.settings import Settings
 
 FORMAT_VERSION = 1
@@ -51,8 +52,10 @@ class AdapterDescription:
     """Hash of the weights file; None for random weights."""
     seed: int
     """Of the random start; with weights "none" it determines the base."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """How the weights of the base's frozen linear layers were kept."""
     base_fingerprint: str
-    """Hash of the base tensors that the adapter does not carry."""
+    """Hash of the base tensors that the adapter does not carry, as they were loaded."""
     method: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """Settings of each method by name, in order."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -85,7 +88,8 @@ def describe(
         weights=weights_name(tunable.weights, tunable.model),
         weights_sha256=tunable.weights.sha256,
         seed=config_model.train.seed,
-        base_fingerprint=fingerprint(tunable.model, exclude=tunable.applied.keys()),
+        quantize=_kind(tunable.quantized),
+        base_fingerprint=tunable.fingerprint(),
         method={
             name: settings.model_dump(mode="json") for name, settings in tunable.applied.settings.items()
         },
@@ -100,6 +104,10 @@ def describe(
         parameters_trainable=tunable.applied.counts()["trainable"],
         versions={"segtune": segtune.__version__, "torch": str(torch.__version__)},
     )
+
+
+def _kind(quantized: Quantized | None) -> Literal["none", "int8", "nf4"]:
+    return "none" if quantized is None else quantized.kind
 
 
 def weights_name(report: WeightsReport, model: SegModel) -> str:
@@ -210,6 +218,25 @@ def load_base(description: AdapterDescription, *, weights: str | None = None) ->
     return model.eval()
 
 
+def rebuild(description: AdapterDescription, weights: str) -> Tunable:
+    """The base with the method on it as it was before training, on the CPU.
+
+    Args:
+        description: of the adapter.
+        weights: of the base.
+    """
+    model_settings, parts = _settings_of(description)
+    return build_tunable(
+        model=description.model,
+        model_settings=model_settings,
+        weights=weights,
+        num_classes=len(description.class_names),
+        method_parts=parts,
+        seed=description.seed,
+        quantize=description.quantize,
+    )
+
+
 def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, AdapterDescription]:
     """Rebuilds a tuned model from its base and an adapter.
 
@@ -227,16 +254,8 @@ def load_adapter(folder: Path, *, weights: str | None = None) -> tuple[Tunable, 
     description = read_description(folder)
     if weights is None:
         weights = "none" if description.self_contained else description.weights
-    model_settings, parts = _settings_of(description)
-    tunable = build_tunable(
-        model=description.model,
-        model_settings=model_settings,
-        weights=weights,
-        num_classes=len(description.class_names),
-        method_parts=parts,
-        seed=description.seed,
-    )
-    found = fingerprint(tunable.model, exclude=tunable.applied.keys())
+    tunable = rebuild(description, weights)
+    found = tunable.fingerprint()
     if found != description.base_fingerprint:
         raise AdapterError(
             f"the adapter in {folder} was trained on another base: its fingerprint is"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
 from segtune.config.run import RunConfig
 from segtune.data.base import Classes
+from segtune.engine.quantize import Kind, Quantized, quantize_frozen
 from segtune.errors import UsageError
 from segtune.losses import LOSSES
 from segtune.methods import METHODS
@@ -18,7 +19,7 @@ from segtune.methods.apply import Applied, apply
 from segtune.methods.base import MethodSettings
 from segtune.models.base import SegModel
 from segtune.models.build import build_model
-from segtune.models.weights import WeightsReport, load_weights
+from segtune.models.weights import WeightsReport, fingerprint, load_weights
 from segtune.settings import Settings
 
 
@@ -29,6 +30,13 @@ class Tunable:
     model: SegModel
     applied: Applied
     weights: WeightsReport
+    quantized: Quantized | None = None
+    whole_fingerprint: str | None = None
+    """Of a quantized base: what `fingerprint` was before."""
+
+    def fingerprint(self) -> str:
+        """A hash of the base as it was loaded, without the tensors that the method owns."""
+        return self.whole_fingerprint or fingerprint(self.model, exclude=self.applied.keys())
 
 
 def build_tunable(
@@ -39,6 +47,7 @@ def build_tunable(
     num_classes: int,
     method_parts: Mapping[str, Settings],
     seed: int,
+    quantize: Kind | Literal["none"] = "none",
     removable: bool = False,
 ) -> Tunable:
     """Builds a model, loads its weights and applies a method.
@@ -50,7 +59,8 @@ def build_tunable(
         num_classes: K.
         method_parts: settings of each method by name.
         seed: of every random start: base, head, adapter.
-        removable: keep what `Applied.remove` needs.
+        quantize: "none", or how the weights of frozen linear layers are kept: "int8", "nf4".
+        removable: keep what `Applied.remove` needs; not with a quantized base.
 
     Returns:
         The model in eval mode on the CPU, with what the method owns.
@@ -72,7 +82,11 @@ def build_tunable(
             f"method.train_head=false, but the classifier for {num_classes} classes is new",
             hint="leave train_head at true: a new classifier must be trained",
         )
-    return adapt_model(built, parts, report, seed=seed, removable=removable)
+    tunable = adapt_model(built, parts, report, seed=seed, removable=removable)
+    if quantize != "none":
+        tunable.whole_fingerprint = tunable.fingerprint()
+        tunable.quantized = quantize_frozen(tunable.applied, quantize)
+    return tunable
 
 
 def _check_untrained(
@@ -126,6 +140,7 @@ def build_from_config(config: RunConfig, classes: Classes) -> Tunable:
         num_classes=classes.num_classes,
         method_parts=config.method_parts,
         seed=config.train.seed,
+        quantize=config.model_common.quantize,
     )
 
 

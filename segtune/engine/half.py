@@ -38,7 +38,7 @@ def halve_frozen(applied: Applied, precision: str) -> list[tuple[nn.Parameter, T
     found = [
         parameter
         for layer in applied.model.modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and not _is_read(layer)
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and not is_read(layer)
         for parameter in layer.parameters(recurse=False)
         if parameter not in applied.host.owned and parameter.dtype == torch.float32
     ]
@@ -51,7 +51,7 @@ def halve_frozen(applied: Applied, precision: str) -> list[tuple[nn.Parameter, T
     return changed
 
 
-def _is_read(layer: nn.Module) -> bool:
+def is_read(layer: nn.Module) -> bool:
     """Whether an operation computes with the layer's weight in a way of its own."""
     return isinstance(layer, Adapted) and any(
         operation.changes_weight or operation.replaces_call for operation in layer.operations()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segtune.engine.build import place
 from segtune.engine.files import write_with
 from segtune.engine.prompts import example_prompts
+from segtune.engine.quantize import give_back_floats
 from segtune.engine.run import LoadedRun, versions
 from segtune.engine.tensors import write_tensors
 from segtune.errors import MergeError, UsageError
@@ -30,7 +31,8 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
     """Writes the base with the adapter folded in, as a checkpoint that `model.weights` takes.
 
     The merged model is compared with the unmerged one at two sizes before anything is written, and
-    the written file is loaded into a fresh base and compared once more.
+    the written file is loaded into a fresh base and compared once more. Of a quantized base the file holds
+    the floats that its weights stand for, as these are what the adapter was trained on.
 
     Args:
         run: a loaded run; it stays as it is.
@@ -55,6 +57,7 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
     images = probes(unmerged)
     expected = [logits_of(unmerged, image) for image in images]
     applied = copy.deepcopy(run.tunable.applied)
+    give_back_floats(applied.model)
     applied.merge()
     assert isinstance(applied.model, SegModel)
     added = sorted(applied.model.state_dict().keys() - unmerged.state_dict().keys())
@@ -73,6 +76,7 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
         "model": description.model,
         "class_names": json.dumps(description.class_names),
         "method": json.dumps(description.method),
+        "quantize": description.quantize,
     }
     merged = applied.model
 
@@ -95,6 +99,7 @@ def merge_run(run: LoadedRun, out: Path, *, overwrite: bool = False) -> dict[str
         "sizes": [list(probe.shape[-2:]) for probe in images],
         "relative_differences": differences,
         "tolerance": TOLERANCE,
+        "quantize": description.quantize,
         "versions": versions(),
     }
 

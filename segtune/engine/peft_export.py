@@ -6,17 +6,17 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segtune.engine.adapter import weights_name
+from segtune.engine.adapter import rebuild, weights_name
 from segtune.engine.build import place
 from segtune.engine.files import write_json
-from segtune.engine.merge import logits_of, probes
+from segtune.engine.merge import differences_of, logits_of, probes
 from segtune.engine.peft_folder import (
     CARD,
     UNUSUAL,
@@ -56,7 +56,8 @@ def export_peft(run: LoadedRun, out: Path) -> dict[str, Any]:
     """Writes a folder that `PeftModel.from_pretrained(base, folder)` loads.
 
     The library's model is compared with ours at two sizes before anything is written, and the written
-    folder is loaded onto a fresh base and compared once more.
+    folder is loaded onto a fresh base and compared once more. An adapter of a quantized base is put on the
+    original one, which is what the folder will be loaded onto; how far the run is from that is measured.
 
     Args:
         run: a loaded run; it stays as it is.
@@ -72,8 +73,11 @@ def export_peft(run: LoadedRun, out: Path) -> dict[str, Any]:
     if out.exists():
         raise UsageError(f"{out} exists already", hint="give another name with --out")
     peft = library()
+    quantized, quantize = run.tunable.model.eval(), run.description.quantize
+    images = probes(quantized)
+    if quantize != "none":
+        run = _on_whole_base(run)
     applied, ours = run.tunable.applied, run.tunable.model.eval()
-    images = probes(ours)
     expected = [logits_of(ours, image) for image in images]
     config, whole, biases = _configuration(run)
     base = _fresh_base(run)
@@ -114,6 +118,8 @@ def export_peft(run: LoadedRun, out: Path) -> dict[str, Any]:
         "biases": len(biases),
         "sizes": [list(image.shape[-2:]) for image in images],
         "relative_differences": differences,
+        "quantize": quantize,
+        "difference_of_quantized": differences_of(quantized, images, expected),
         "versions": {**versions(), "peft": peft.__version__},
     }
 
@@ -124,6 +130,15 @@ def _fresh_base(run: LoadedRun) -> SegModel:
     built = build_model(description.model, len(description.class_names), settings, seed=description.seed)
     load_weights(built, weights_name(run.tunable.weights, run.tunable.model))
     return place(built.eval(), next(run.tunable.model.parameters()).device)
+
+
+def _on_whole_base(run: LoadedRun) -> LoadedRun:
+    """The run's adapter on the base as it was before it was quantized."""
+    description = replace(run.description, quantize="none")
+    whole = rebuild(description, weights_name(run.tunable.weights, run.tunable.model))
+    whole.applied.load_state_dict(run.tunable.applied.state_dict())
+    place(whole.model, next(run.tunable.model.parameters()).device)
+    return replace(run, tunable=whole, description=description)
 
 
 def _names(applied: Applied) -> list[str]:

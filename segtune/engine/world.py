@@ -146,6 +146,12 @@ def join_world(config: RunConfig) -> World:
             "train.strategy=fsdp divides a model among processes, and there is one",
             hint="train.devices=2, or leave train.strategy out",
         )
+    if train.strategy == "fsdp" and config.model_common.quantize != "none":
+        raise UsageError(
+            f"train.strategy=fsdp divides weights of floats, and model.quantize="
+            f"{config.model_common.quantize} keeps others",
+            hint="train.strategy=ddp, or leave model.quantize out",
+        )
     if train.strategy == "fsdp" and precision == "16-mixed":
         raise UsageError(
             "train.strategy=fsdp does not scale gradients, which half precision needs",

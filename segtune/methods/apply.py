@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segtune.errors import AdapterError, MergeError
 from segtune.methods import METHODS
-from segtune.methods.attach import Operation
+from segtune.methods.attach import Operation, num_numbers
 from segtune.methods.base import Host, Method, MethodSettings, Owned, Role
 from segtune.types import Site
 
@@ -108,7 +108,7 @@ class Applied:
             if _is_trained(owned):
                 roles[owned.role] += owned.tensor.numel()
         added = {t for t, owned in self.host.owned.items() if owned.role is Role.ADAPTER}
-        total = sum(parameter.numel() for parameter in self.model.parameters() if parameter not in added)
+        total = sum(num_numbers(parameter) for parameter in self.model.parameters() if parameter not in added)
         return {"total": total, "trainable": roles.total(), **{role.value: roles[role] for role in Role}}
 
     def num_bytes(self) -> int:

@@ -63,7 +63,7 @@ class Operation(nn.Module):
         """The layer's bias, changed; asked for where `changes_weight`."""
         return bias
 
-    def call(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's output for the input x; asked for where `replaces_call`."""
         raise AssertionError(f"{type(self).__name__} does not run in place of its layer")
 
@@ -110,7 +110,7 @@ class Adapted:
         for operation in self.operations():
             x = operation.before(x)
             if operation.replaces_call:
-                run = operation.call
+                run = functools.partial(operation.call, self)  # type: ignore[arg-type]
         y = run(x, *args, **kwargs)
         for operation in self.operations():
             y = operation.after(self, x, y)  # type: ignore[arg-type]
@@ -191,6 +191,11 @@ def own_weight(layer: nn.Module) -> nn.Parameter:
     weight = layer._parameters["weight"]
     assert weight is not None
     return weight
+
+
+def num_numbers(parameter: Tensor) -> int:
+    """How many numbers a parameter holds: a byte of codes holds two of 4 bits (engine/quantize.py)."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
 
 
 def _swap(layer: nn.Module) -> None:

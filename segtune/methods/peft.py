@@ -103,7 +103,7 @@ class PeftOperation(Operation):
             + [name for name, _ in self.named_buffers()]
         )
 
-    def call(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(self, layer: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The tuner's output for the layer's input."""
         if isinstance(x, FakeTensor):  # memory is estimated
             return self._without_numbers(x)

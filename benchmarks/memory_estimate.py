@@ -1,11 +1,12 @@
 """The memory estimate of ten runs against the peak that each reaches.
 
-Usage: python benchmarks/memory_estimate.py [--only TEXT] [--threads 1]
+Usage: python benchmarks/memory_estimate.py [--only TEXT] [--again] [--threads 1]
 
 Each run is a `segtune.fit` of two steps in a process of its own, on a processor. The peak is the kernel's own
 record (VmHWM), set back when training begins and read behind the last step; the estimate is the one that the
-run announces, with the program itself as it was before the model was built. Results go to
-benchmarks/memory_estimate.json; runs that are in it are not repeated unless --only names them.
+run announces. Results go to benchmarks/memory_estimate.json; runs that are in it are not repeated unless
+--only names them. --again estimates anew what was measured before, each in a process that prepares the run,
+and leaves the peaks as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from PIL import Image
 import segtune
 from segtune.engine.files import write_json
 
+STEPS = 2
 RESULT = Path(__file__).with_suffix(".json")
+SEGFORMER = {"model_type": "segformer", "architectures": ["SegformerForSemanticSegmentation"]}
+"""Of transformers, in its default sizes: those of B0."""
 CASES: dict[str, tuple[dict[str, Any], int, int, str]] = {
     # settings, side of the images in pixels, batch size, precision
     "unet, full": ({"model": "unet", "model.width": 32, "method": "full"}, 256, 4, "32"),
@@ -42,7 +47,17 @@ CASES: dict[str, tuple[dict[str, Any], int, int, str]] = {
         "bf16",
     ),
     "sam vit-b, full": ({"model": "sam-vit-base", "method": "full"}, 512, 1, "32"),
+    # not looked at while the estimate was written
+    "smp unet resnet34, lora": ({"model": "smp:unet/resnet34", "method": "lora"}, 256, 4, "32"),
+    "smp unet resnet34, full": ({"model": "smp:unet/resnet34", "method": "full"}, 320, 2, "bf16"),
+    "sam vit-b, conv-lora": ({"model": "sam-vit-base", "method": "conv-lora"}, 256, 1, "32"),
+    "sam vit-b, vpt": ({"model": "sam-vit-base", "method": "vpt"}, 256, 2, "bf16"),
+    "hf segformer b0, full": ({"model": "hf:{folder}/segformer", "method": "full"}, 384, 2, "32"),
 }
+
+
+class StepsDoneError(Exception):
+    """All steps are done; what comes behind them is not in the estimate."""
 
 
 def memory(key: str) -> int:
@@ -64,53 +79,73 @@ def images(folder: Path, side: int) -> Path:
     return folder
 
 
-def measure(name: str, threads: int) -> dict[str, Any]:
-    """One run: its estimate and its peak."""
+def measure(name: str, threads: int, peak: int | None) -> dict[str, Any]:
+    """One run: its estimate and its peak.
+
+    Args:
+        name: of the case.
+        threads: of torch.
+        peak: bytes, where it was measured before; nothing is trained then.
+    """
     from segtune.config.layers import nest
     from segtune.config.load import load_config
-    from segtune.engine.fit import fit
+    from segtune.engine import fit as fitting
+    from segtune.engine.intake import take_in
     from segtune.engine.reporter import Reporter
 
     settings, side, batch_size, precision = CASES[name]
     found: dict[str, int] = {}
+    estimates = []
+    prepare = fitting.prepare
+
+    def prepared(*given: Any) -> Any:
+        job = prepare(*given)
+        estimates.append(job.estimate)
+        return job
 
     class Peak(Reporter):
         def training(self, first_step: int, num_steps: int | None) -> None:
-            found["before"] = memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
         def step(self, values: Mapping[str, Any]) -> None:
             found["peak"] = memory("VmHWM")
+            if values["step"] == STEPS:
+                raise StepsDoneError
 
     with tempfile.TemporaryDirectory() as folder:
+        network = Path(folder) / "segformer" / "config.json"
+        network.parent.mkdir()
+        network.write_text(json.dumps(SEGFORMER), encoding="utf-8")
         values = {
             "model.weights": "none",
             **settings,
+            "model": settings["model"].format(folder=folder),
             "data.path": str(images(Path(folder) / "data", side)),
             "data.crop": [side, side],
             "train.batch_size": batch_size,
             "train.precision": precision,
             "train.accelerator": "cpu",
             "train.threads": threads,
-            "train.steps": 2,
+            "train.steps": STEPS,
         }
-        from segtune.engine import job
-
-        estimates = []
-        original = job.estimate_memory
-        job.estimate_memory = lambda **given: estimates.append(original(**given)) or estimates[-1]
-        result = fit(load_config([nest(values.items(), "benchmark")]), Path(folder) / "run", reporter=Peak())
+        config = load_config([nest(values.items(), "benchmark")])
+        run = Path(folder) / "run"
+        if peak is None:
+            fitting.prepare = prepared
+            with suppress(StepsDoneError):
+                fitting.fit(config, run, reporter=Peak())
+            peak = found["peak"]
+        else:
+            prepared(config, fitting.RunFolder(run), take_in(config, Reporter()))
     estimate = estimates[0]
     return {
         "run": name,
         "side": side,
         "batch_size": batch_size,
         "precision": precision,
-        "steps": result.result["steps"],
         "estimate": {**estimate.to_dict(), "process": estimate.process},
-        "before_bytes": found["before"],
-        "peak_bytes": found["peak"],
-        "error": estimate.process / found["peak"] - 1,
+        "peak_bytes": peak,
+        "error": estimate.process / peak - 1,
     }
 
 
@@ -118,15 +153,20 @@ def main() -> None:
     """Measures what is not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
     known = {row["run"]: row for row in rows}
     for name in CASES:
-        if name in known if arguments.only is None else arguments.only not in name:
+        before = known[name]["peak_bytes"] if name in known else None
+        if arguments.only is not None and arguments.only not in name:
+            continue
+        if (before is None) if arguments.again else (before is not None and arguments.only is None):
             continue
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            known[name] = pool.apply(measure, (name, arguments.threads))
+            peak = before if arguments.again else None
+            known[name] = pool.apply(measure, (name, arguments.threads, peak))
         row = known[name]
         print(f"{name:<34} estimate {row['estimate']['process'] / 2**20:7.0f} MiB", end="  ")
         print(f"peak {row['peak_bytes'] / 2**20:7.0f} MiB  {row['error']:+.1%}", flush=True)

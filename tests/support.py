@@ -31,6 +31,16 @@ TINY: dict[str, Any] = {
     "train.batch_size": 2,
     "train.steps": 3,
 }
+TINY_SAM: dict[str, Any] = {
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "global_blocks": (1,),
+    "window": 2,
+    "image_size": 32,
+    "decoder_width": 16,
+}
+"""Settings of a network of SAM's shape."""
 
 
 def scene(seed: int, size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -61,13 +62,10 @@ def command(
     from segtune.cli.console import ConsoleReporter, make_table
     from segtune.engine.session import attention_run
 
-    reporter = ConsoleReporter()
-    try:
+    with closing(ConsoleReporter()) as reporter:
         distances, num_images = attention_run(
             run, images, limit=limit, settings=settings, weights=weights, reporter=reporter
         )
-    finally:
-        reporter.close()
     files = write_attention(
         distances, out, title=f"{run.name}: attention on {num_images} images", num_images=num_images
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,7 @@ def command(
     from segtune.data.findings import number_of
     from segtune.engine.session import evaluate_run
 
-    reporter = ConsoleReporter()
-    try:
+    with closing(ConsoleReporter()) as reporter:
         evaluation = evaluate_run(
             run,
             data=data,
@@ -66,8 +66,6 @@ def command(
             saliency=saliency,
             reporter=reporter,
         )
-    finally:
-        reporter.close()
     if as_json:
         print_json(evaluation.to_dict())
         return

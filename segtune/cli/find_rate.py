@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -63,11 +64,8 @@ def command(
     from segtune.cli.console import ConsoleReporter
     from segtune.engine.rate_finder import find_rate
 
-    reporter = ConsoleReporter()
-    try:
+    with closing(ConsoleReporter()) as reporter:
         found = find_rate(config, steps=steps, repeats=repeats, low=low, high=high, reporter=reporter)
-    finally:
-        reporter.close()
     paths = []
     if out is not None:
         from segtune.report.rates import write_rates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -41,14 +42,14 @@ def command(
         raise UsageError(f"there is no data folder or manifest {data}", hint="check --data")
 
     from segtune.engine.advice import alternatives, compared_with_full, describe
-    from segtune.engine.cost import inspect_config
+    from segtune.engine.inspect import inspect_config
 
     report, estimate = inspect_config(config, num_classes=classes, data=data)
     found = alternatives(config, estimate, report["num_classes"])
     against_full = compared_with_full(config, estimate, report["num_classes"])
     if as_json:
         table = [dict(zip(("module", "parameters", "trained"), row, strict=True)) for row in report["table"]]
-        lower = [{"change": each.change, "total": each.total} for each in found]
+        lower = [asdict(each) for each in found]
         memory = {**estimate.to_dict(), "alternatives": lower, "compared_with_full": against_full}
         print_json({**report, "table": table, "memory": memory})
         return
@@ -76,12 +77,14 @@ def command(
         f" {estimate.gradients / 2**20:.0f}, optimiser {estimate.optimizer / 2**20:.0f}, activations"
         f" {estimate.activations / 2**20:.0f}, allocator {estimate.allocator / 2**20:.0f} MiB"
     )
+    if report["batch_size_auto"]:
+        click.echo(f"             {report['batch_size_auto']}")
     if estimate.program:
         click.echo(f"             the process as a whole about {estimate.process / 2**30:.2f} GiB")
     if against_full is not None:
         click.echo(f"             {against_full}")
     if found:
-        click.echo("less memory")
+        click.echo("less memory, or work for an image (products, convolutions, attention)")
     for line in describe(found, estimate):
         click.echo(f"             {line}")
     if show_sites:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -63,9 +64,8 @@ def command(
     from segtune.cli.console import ConsoleReporter
     from segtune.engine.session import predict_run
 
-    reporter = ConsoleReporter()
     done = []
-    try:
+    with closing(ConsoleReporter()) as reporter:
         for prediction in predict_run(
             run,
             images,
@@ -82,7 +82,5 @@ def command(
             done.append(prediction)
             if not as_json:
                 click.echo(prediction.mask)
-    finally:
-        reporter.close()
     if as_json:
         print_json([{k: None if v is None else str(v) for k, v in vars(p).items()} for p in done])

@@ -1,4 +1,4 @@
-"""What would lower the memory of a training step, and by how much; estimated as the step is."""
+"""What would lower the memory of a training step, or its work, and by how much; estimated as the step is."""
 
 from __future__ import annotations
 
@@ -7,39 +7,60 @@ from dataclasses import dataclass
 from typing import Any
 
 from segtune.config.run import RunConfig
-from segtune.engine.cost import MemoryEstimate, estimate_memory
+from segtune.engine.cost import MemoryEstimate, cached_sections, estimate_memory
 from segtune.errors import SegtuneError
 from segtune.methods import METHODS
 
 WORTH_SAYING = 0.05
 """Share of the estimate that a change must save."""
+SHOWN = 0.01
+"""Change of the work from which it is said."""
+CACHE = "train.cache=prefix"
 LITTLE = 0.15
 """Share of full tuning's memory below which an adapter is said to save little."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A change of settings, with the memory of a step after it."""
+    """A change of settings, with what a step takes after it."""
 
     change: str
     total: int
+    """Bytes."""
+    work: float
+    """Operations for an image as a multiple of those before; with a cache, from the second epoch on."""
 
 
 def alternatives(config: RunConfig, estimate: MemoryEstimate, num_classes: int) -> list[Alternative]:
-    """Changes that save memory, the one that saves most first.
+    """Changes that save memory, and a cache where it saves work; the one that saves most memory first.
 
     Args:
         config: the run's settings.
         estimate: of a step with them.
         num_classes: K.
     """
-    found = [
-        Alternative(change, changed.total)
-        for change, options in _changes(config, estimate)
-        if (changed := _estimate(config, estimate, num_classes, options)) is not None
-        and changed.total < (1 - WORTH_SAYING) * estimate.total
-    ]
+    found = []
+    before = estimate
+    for change, options in _changes(config, estimate):
+        changed = _estimate(config, estimate, num_classes, options)
+        if changed is None:
+            continue
+        cached = change.endswith(CACHE)
+        if cached and changed.operations > (1 - WORTH_SAYING) * before.operations:
+            continue  # next to nothing is frozen
+        if not cached:
+            before = changed
+        images = changed.batch_size * options.get("accumulate", config.train.accumulate)
+        work = changed.operations / images / (estimate.operations / _images(config, estimate))
+        saved = changed.total / estimate.total
+        if min(saved, work if cached else 1) < 1 - WORTH_SAYING:
+            found.append(Alternative(change, changed.total, work))
     return sorted(found, key=lambda alternative: alternative.total)
+
+
+def _images(config: RunConfig, estimate: MemoryEstimate) -> int:
+    """Of a step."""
+    return estimate.batch_size * config.train.accumulate
 
 
 def compared_with_full(config: RunConfig, estimate: MemoryEstimate, num_classes: int) -> str | None:
@@ -59,26 +80,43 @@ def compared_with_full(config: RunConfig, estimate: MemoryEstimate, num_classes:
 
 
 def describe(found: list[Alternative], estimate: MemoryEstimate) -> list[str]:
-    """One line for each alternative."""
-    return [
+    """One line for each alternative, and what to know about them."""
+    lines = [
         f"{each.change:<48} {each.total / 2**30:6.2f} GiB  ({each.total / estimate.total - 1:+.0%})"
+        + (f", work {each.work - 1:+.0%}" if abs(each.work - 1) >= SHOWN else "")
         for each in found
     ]
+    if any(CACHE in each.change for each in found):
+        lines.append(
+            f"{CACHE}: the work from the second epoch on; without random crops, scales and colours, or"
+            " with train.cache_views"
+        )
+    return lines
 
 
 def _changes(config: RunConfig, estimate: MemoryEstimate) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Changes of settings, with those of `estimate_memory`; one with a cache follows the same without."""
     parts = config.method_parts
     placed = {
         name: settings
         for name, settings in parts.items()
         if getattr(settings, "last_blocks", 0) is None and getattr(settings, "first_blocks", 0) is None
     }
+    caches = config.train.cache == "off" and config.train.strategy == "ddp"
+    chosen: list[tuple[str, dict[str, Any]]] = [("", parts)]
     if placed:
         narrowed = {name: settings.model_copy(update={"last_blocks": 2}) for name, settings in placed.items()}
-        yield "method.last_blocks=2", {"parts": {**parts, **narrowed}}
-    for name in ("head", "lst"):
-        if config.method != name:
-            yield f"method={name}", {"parts": {name: METHODS.settings(name)()}}
+        chosen.append(("method.last_blocks=2", {**parts, **narrowed}))
+    chosen += [
+        (f"method={name}", {name: METHODS.settings(name)()})
+        for name in ("head", "lst")
+        if config.method != name
+    ]
+    for change, own in chosen:
+        if change:
+            yield change, {"parts": own}
+        if caches:
+            yield f"{change} {CACHE}".lstrip(), {"parts": own, "num_sections": None}
     if getattr(config.model_settings, "checkpointing", True) is False:
         settings = config.model_settings.model_copy(update={"checkpointing": True})
         yield "model.checkpointing=true (slower)", {"model_settings": settings}
@@ -111,6 +149,7 @@ def _estimate(
         "precision": estimate.precision,
         "quantize": config.model_common.quantize,
         "accumulate": config.train.accumulate,
+        "num_sections": cached_sections(config),
         **options,
     }
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -12,9 +13,9 @@ import torch
 from segtune.config.run import RunConfig
 from segtune.data.check_report import CheckReport
 from segtune.engine.build import build_from_config, choose_device, choose_precision, place
-from segtune.engine.cost import estimate_memory, training_size
+from segtune.engine.cost import cached_sections, estimate_memory, training_size
 from segtune.engine.failures import is_out_of_memory
-from segtune.engine.memory import step_peak
+from segtune.engine.memory import run_step
 from segtune.errors import UsageError
 
 MOST = 64
@@ -32,40 +33,54 @@ class BatchChoice:
     note: str
 
 
-def choose_batch_size(config: RunConfig, check: CheckReport) -> BatchChoice:
-    """A number for "auto": by the estimate, on a GPU confirmed by a step.
+def choose_batch_size(
+    config: RunConfig,
+    *,
+    num_classes: int,
+    num_training: int,
+    sizes: Collection[tuple[int, int]],
+    confirm: Callable[[int], bool] | None = None,
+) -> BatchChoice:
+    """A number for "auto", by the estimate.
+
+    Args:
+        config: the settings.
+        num_classes: K.
+        num_training: images to train on.
+        sizes: of the images, height and width in pixels.
+        confirm: whether a step of so many images fits indeed.
 
     Raises:
         UsageError: not even one image fits.
     """
     device = choose_device(config.train.accelerator)
-    most = _most(config, check)
+    processes = config.train.devices * config.train.num_nodes
+    most = _most(config, num_training, sizes)
     available = available_bytes(device)
-    room = int(SHARE[device.type] * available)
-    size = training_size(config, check.image_sizes)
+    size = training_size(config, sizes)
     precision = choose_precision(config.train.precision, device)
 
+    @cache
     def needed(count: int) -> int:
         return estimate_memory(
             model=config.model,
             model_settings=config.model_settings,
-            num_classes=check.usable.classes.num_classes,
+            num_classes=num_classes,
             parts=config.method_parts,
             batch_size=count,
             size=size,
             precision=precision,
+            quantize=config.model_common.quantize,
             optimizer=config.optim.name,
             accumulate=config.train.accumulate,
+            num_sections=cached_sections(config),
             on_gpu=device.type != "cpu",
         ).total
 
-    processes = config.train.devices * config.train.num_nodes
+    room = int(SHARE[device.type] * available)
     count = largest_batch(needed, room=room, most=most // processes)
-    tried = ""
-    if count and device.type == "cuda":
-        while count and not _runs(config, check, count, size, precision, device):
-            count //= 2
-        tried = ", confirmed by a step"
+    while count and confirm is not None and not confirm(count):
+        count //= 2
     if not count:
         raise UsageError(
             f"train.batch_size=auto: one image of {size[0]}x{size[1]} pixels needs about"
@@ -75,9 +90,32 @@ def choose_batch_size(config: RunConfig, check: CheckReport) -> BatchChoice:
     chosen = count * processes
     reason = f"the most that is tried: {MOST}, and no more than there are training images"
     if chosen < most:
+        tried = "" if confirm is None else ", confirmed by a step"
         reason = f"{SHARE[device.type]:.0%} of the {available / 2**30:.1f} GiB free on {device}{tried}"
     note = f"train.batch_size=auto: {chosen} ({needed(count) / 2**30:.2f} GiB a step; {reason})"
     return BatchChoice(chosen, note)
+
+
+def batch_size_of_run(config: RunConfig, check: CheckReport) -> BatchChoice:
+    """`choose_batch_size` for a run's data; on a GPU confirmed by a step.
+
+    Raises:
+        UsageError: not even one image fits.
+    """
+    device = choose_device(config.train.accelerator)
+    sizes = check.image_sizes
+
+    def runs(count: int) -> bool:
+        precision = choose_precision(config.train.precision, device)
+        return _runs(config, check, count, training_size(config, sizes), precision, device)
+
+    return choose_batch_size(
+        config,
+        num_classes=check.usable.classes.num_classes,
+        num_training=len(check.usable.training),
+        sizes=sizes,
+        confirm=runs if device.type == "cuda" else None,
+    )
 
 
 def largest_batch(needed: Callable[[int], int], *, room: int, most: int) -> int:
@@ -112,12 +150,12 @@ def available_bytes(device: torch.device) -> int:
     return int(min(free, max(0, limit - used)))
 
 
-def _most(config: RunConfig, check: CheckReport) -> int:
+def _most(config: RunConfig, num_training: int, sizes: Collection[tuple[int, int]]) -> int:
     """The largest batch that makes sense, a multiple of the number of processes."""
     processes = config.train.devices * config.train.num_nodes
-    if config.data.crop is None and config.data.resize is None and len(check.image_sizes) > 1:
+    if config.data.crop is None and config.data.resize is None and len(sizes) > 1:
         return processes  # images of different sizes cannot make a batch
-    most = min(MOST, len(check.usable.training))
+    most = min(MOST, num_training)
     return max(most - most % processes, processes)
 
 
@@ -133,7 +171,7 @@ def _runs(
     tunable = build_from_config(config, check.usable.classes)
     place(tunable.model, device).train()
     try:
-        step_peak(tunable.model, tunable.applied, batch_size=count, size=size, precision=precision)
+        run_step(tunable.model, tunable.applied, batch_size=count, size=size, precision=precision)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             return False

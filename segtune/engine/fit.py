@@ -17,7 +17,7 @@ from segtune.data.check_report import CheckReport
 from segtune.data.prompts import PromptSource
 from segtune.data.transforms import to_tensor
 from segtune.engine.adapter import TENSORS, describe, save_adapter, verify_adapter
-from segtune.engine.batch import available_bytes, choose_batch_size
+from segtune.engine.batch import available_bytes, batch_size_of_run
 from segtune.engine.build import build_from_config, learning_rate, place
 from segtune.engine.cost import trainable_table
 from segtune.engine.files import write_json
@@ -98,7 +98,7 @@ def fit(
         check = world.first(lambda: check or take_in(config, reporter))
         if config.train.batch_size == "auto":
             found = check
-            choice = world.first(lambda: choose_batch_size(config, found))
+            choice = world.first(lambda: batch_size_of_run(config, found))
             train = config.train.model_copy(update={"batch_size": choice.batch_size})
             config = replace(config, train=train)
             reporter.note(choice.note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -82,7 +82,6 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         NoSiteError: the method does not fit the model.
     """
     index = check.usable
-    program = program_bytes(choose_device(config.train.accelerator))
     device = choose_device(config.train.accelerator)
     precision = choose_precision(config.train.precision, device)
     tunable = build_from_config(config, index.classes)
@@ -133,8 +132,8 @@ def prepare(config: RunConfig, folder: RunFolder, check: CheckReport) -> Job:
         loss=loss,
         num_sections=0 if plan is None else plan.prefix.num_sections,
         on_gpu=device.type != "cpu",
-        program=program,
     )
+    estimate = replace(estimate, program=program_bytes(device, tunable.model))
     batches = steps_per_epoch(len(index.training), config.train.num_images)
     return Job(
         config=config,

@@ -1,7 +1,8 @@
 """How much memory a training step holds at its peak, found by running it on tensors without data.
 
 Every tensor that an operation makes is counted from then on until nothing refers to it any more, through
-forward, loss and backward, as on the real device. What kernels need inside of one operation is not seen.
+forward, loss and backward, as on the real device; the same requests go to a model of the C library's heap
+(engine/heap.py). What kernels need inside of one operation is not seen.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +22,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
 
 from segtune.engine.build import takes_proposals
+from segtune.engine.heap import Heap
 from segtune.engine.prefix import autocast
 from segtune.engine.prompts import example_prompts
 from segtune.methods.apply import Applied
@@ -30,14 +34,28 @@ from segtune.models.sections import Cut, run_sections
 from segtune.types import SegOutput
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a training step takes."""
+
+    peak: int
+    """Bytes of living tensors at their peak, beside weights and the optimiser's state."""
+    heap: int
+    """Bytes that the C library holds for these at its own peak."""
+    operations: int
+    """Additions and multiplications of its products, convolutions and attention."""
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that were made inside of it and are still there."""
+    """Counts the bytes of all tensors that were made inside of it and are still there, and operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
-        self._sizes: dict[int, tuple[Any, int]] = {}
+        self.operations = 0
+        self.heap = Heap()
+        self._sizes: dict[int, tuple[Any, int, int]] = {}
         self._foreign: frozenset[int] = frozenset()
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
@@ -48,6 +66,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.operations += count(*args, **(kwargs or {}), out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._hold(leaf.untyped_storage())
@@ -60,13 +81,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         size = storage.nbytes()
         self.live += size
-        self._sizes[key] = (weakref.ref(storage, lambda _: self._free(key)), size)
+        block = self.heap.allocate(size)
+        self._sizes[key] = (weakref.ref(storage, lambda _: self._free(key)), size, block)
 
     def _free(self, key: int) -> None:
-        self.live -= self._sizes.pop(key)[1]
+        _, size, block = self._sizes.pop(key)
+        self.live -= size
+        self.heap.free(block)
 
 
-def step_peak(
+def run_step(
     model: SegModel,
     applied: Applied,
     *,
@@ -76,8 +100,8 @@ def step_peak(
     loss: nn.Module | None = None,
     accumulate: bool = False,
     num_sections: int = 0,
-) -> int:
-    """Bytes that a training step holds at its peak beside weights and the optimiser's state.
+) -> Step:
+    """Runs a training step, but for the optimiser's, and counts what it takes.
 
     Args:
         model: made of tensors without data, in training mode.
@@ -105,6 +129,7 @@ def step_peak(
         masks = torch.zeros(batch_size, *size, dtype=torch.long, device=device)
         with autocast(device, precision):
             cut = _cut(model, images, num_sections)
+            counted.operations = 0  # from the second epoch on
             output = model(images, prompts=example_prompts(model, images), cut=cut)
             total = _loss(output, masks, loss)
         del output
@@ -112,8 +137,7 @@ def step_peak(
             total.backward()  # type: ignore[no-untyped-call]
         for parameter in parameters:
             parameter.grad = None
-    peak: int = counted.peak
-    return peak
+    return Step(peak=counted.peak, heap=counted.heap.peak, operations=counted.operations)
 
 
 def _cut(model: SegModel, images: Tensor, num_sections: int) -> Cut | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
@@ -57,7 +58,7 @@ def find_prefix(model: SegModel, applied: Applied, size: tuple[int, int], precis
     # the fake mode first: what is made inside of it has no data
     with (
         _in_training(model),
-        FakeTensorMode(allow_non_fake_inputs=True),
+        detect_fake_mode() or FakeTensorMode(allow_non_fake_inputs=True),
         autocast(device, precision),
         _called(model) as called,
         _RandomNumbers() as random,

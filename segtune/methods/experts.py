@@ -9,12 +9,10 @@ in the small map, so that
 
 with kernels K_p that are linear in the expert's own. Enlarging clamps coordinates at the border, which
 replicate padding does too. The convolution's zero padding around the large map is read only where the
-phases reach its edge (s = 2; s = 4 with bicubic): there the large map is made, and bicubic resizings are
-products with constant matrices, one for each axis, which takes half to three quarters of the time of
-PyTorch's own resizing. The other ways that were tried are exact as well and no gain: resizing by
-convolutions with constant kernels took 0.8 to 1.4 times as long as PyTorch's; phases inside and the
-definition on the outermost ring of pixels are 2 to 3 times faster for s = 4 on maps of 64 x 64 and more,
-and slower on windows of 14 x 14, where most layers work.
+phases reach its edge (s = 2; s = 4 with bicubic): there the large map is made; for s = 4, unless maps are
+small, only that of the strips which the outermost ring of pixels depends on. Bicubic resizings are then
+products with constant matrices, one for each axis, half to three quarters of the time of PyTorch's own.
+Resizing by convolutions with constant kernels is exact as well and no gain: 0.8 to 1.4 times PyTorch's time.
 
 `expert_plain` is the definition, `Expert` computes the same by the cheapest exact way.
 """
@@ -34,8 +32,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segtune.methods.few_channels import convolve
+
 Interpolation = Literal["bicubic", "bilinear"]
-Route = Literal["phases", "large"]
+Route = Literal["phases", "ring", "large"]
+
+RING_SIDE = 48
+"""Pixels of a map's shorter side from which the strips cost less than the large map."""
 
 
 def expert_plain(
@@ -96,10 +99,16 @@ def _shrunk(scale: int, interpolation: Interpolation) -> dict[int, float]:
     return _taps(Fraction(scale - 1, 2), interpolation)
 
 
+def _edge(scale: int, interpolation: Interpolation, kernel_size: int) -> int:
+    """How many rings of small pixels have phases whose convolution reads over the large map's edge."""
+    return -(-max(0, kernel_size // 2 - min(_shrunk(scale, interpolation))) // scale)
+
+
 def choose_route(scale: int, interpolation: Interpolation, kernel_size: int) -> Route:
-    """The cheapest exact way to compute an expert."""
-    reaches_edge = scale == 1 or min(_shrunk(scale, interpolation)) < kernel_size // 2
-    return "large" if reaches_edge else "phases"
+    """The cheapest exact way to compute an expert on a map that is not small."""
+    if scale < 3:  # neighbours share their phases
+        return "large"
+    return "ring" if _edge(scale, interpolation, kernel_size) else "phases"
 
 
 @cache
@@ -125,9 +134,7 @@ def _expert_large(
         for length in x.shape[-2:]
     )
     x = rows[0] @ (x @ columns[0].T)
-    x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-    if gelu:
-        x = F.gelu(x)
+    x = convolve(x, weight, bias, padding=weight.shape[-1] // 2, gelu=gelu)
     return rows[1] @ (x @ columns[1].T)
 
 
@@ -219,23 +226,36 @@ class Expert(nn.Module):
             weight: [r, r, k, k].
             bias: [r].
         """
-        if self.route == "large":
-            # PyTorch's bilinear resizing is as fast, and a compiler fuses it with what is around it
-            plain = self.scale == 1 or self.interpolation == "bilinear" or torch.compiler.is_compiling()
-            compute = expert_plain if plain else _expert_large
-            return compute(x, weight, bias, self.scale, self.interpolation, gelu=self.gelu)
-        rank, size, count = weight.shape[0], self.size, self.weights.shape[0]
+        if self.scale == 1:
+            return convolve(x, weight, bias, padding=self.kernel_size // 2, gelu=self.gelu)
+        if self.route == "phases":
+            return self._inside(x, weight, bias)
+        if self.route == "large" or torch.compiler.is_compiling():
+            return self._by_large(x, weight, bias)
+        edge = _edge(self.scale, self.interpolation, self.kernel_size)
+        reach = edge + self.size // 2  # what the outermost pixels depend on
+        if min(x.shape[-2:]) < max(RING_SIDE, 2 * reach):
+            return self._by_large(x, weight, bias)
+        batch, cut = len(x), slice(edge, -edge)
+        inside = self._inside(x, weight, bias)[:, :, cut, cut]
+        rows = self._by_large(torch.cat([x[:, :, :reach], x[:, :, -reach:]]), weight, bias)
+        sides = self._by_large(torch.cat([x[..., :reach], x[..., -reach:]]), weight, bias)[:, :, cut]
+        middle = torch.cat([sides[:batch, ..., :edge], inside, sides[batch:, ..., -edge:]], dim=3)
+        return torch.cat([rows[:batch, :, :edge], middle, rows[batch:, :, -edge:]], dim=2)
+
+    def _by_large(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # PyTorch's bilinear resizing is as fast, and a compiler fuses it with what is around it
+        plain = self.interpolation == "bilinear" or torch.compiler.is_compiling()
+        compute = expert_plain if plain else _expert_large
+        return compute(x, weight, bias, self.scale, self.interpolation, gelu=self.gelu)
+
+    def _inside(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The sum over phases: right wherever the convolution does not reach over the large map's edge."""
+        rank, size, count = weight.shape[0], self.size, len(self.weights)
         kernels = weight.reshape(rank * rank, -1) @ self.kernels  # [r r, P l l]
-        kernels = kernels.view(rank, rank, count, size, size).transpose(1, 2)
+        kernels = kernels.view(rank, rank, count, size, size).transpose(1, 2).reshape(-1, rank, size, size)
         padded = F.pad(x, (size // 2,) * 4, mode="replicate")
-        y = F.conv2d(padded, kernels.reshape(-1, rank, size, size), bias.repeat_interleave(count))
-        if not self.gelu:
-            return y
-        y = F.gelu(y)
-        if count == 1:
-            return y
-        y = y.reshape(x.shape[0] * rank, count, x.shape[2] * x.shape[3])  # [B r, P, h w]
-        return torch.matmul(self.weights, y).view(x.shape)
+        return convolve(padded, kernels, bias, gelu=self.gelu, weights=self.weights if count > 1 else None)
 
 
 class Experts(nn.Module):

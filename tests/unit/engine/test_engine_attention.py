@@ -28,6 +28,7 @@ from segtune.models.unet import UNetSettings
 from segtune.report.attention import write_attention
 from tests.contracts.table import make_applied, make_model
 from tests.contracts.tiny_attention import NUM_HEADS, PATCH, WINDOW
+from tests.support import TINY_SAM
 
 
 def measure(model: SegModel, *images: Tensor) -> list[LayerDistance]:
@@ -190,20 +191,9 @@ def test_models_without_such_attention_are_refused() -> None:
         assert not model._forward_pre_hooks
 
 
-SAM = {
-    "model__width": 32,
-    "model__depth": 2,
-    "model__heads": 2,
-    "model__global_blocks": [1],
-    "model__window": 3,
-    "model__image_size": 64,
-    "model__decoder_width": 16,
-}
-
-
 def test_a_run_trained_by_set_matching_and_its_base(tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra report")
-    settings = {key.replace("__", "."): value for key, value in SAM.items()}
+    settings = {f"model.{name}": value for name, value in TINY_SAM.items()}
     layers = {"model": {"name": "sam-vit-base", "weights": "none"}, "method": "lora", "loss": "set_matching"}
     train = {"steps": 4, "batch_size": 2, "precision": "32", "accelerator": "cpu", "threads": 1}
     own = {

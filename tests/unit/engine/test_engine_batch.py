@@ -8,7 +8,7 @@ import pytest
 
 from segtune.engine import batch
 from segtune.engine import fit as fitting
-from segtune.engine.batch import choose_batch_size, largest_batch
+from segtune.engine.batch import batch_size_of_run, largest_batch
 from segtune.engine.fit import fit
 from segtune.engine.folder import RunFolder
 from segtune.engine.intake import take_in
@@ -51,18 +51,18 @@ def test_memory_decides(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     config = make_config(tiny_data, method="full", train__batch_size="auto")
     check = take_in(config, Reporter())
     monkeypatch.setattr(batch, "available_bytes", lambda _: 3 * 2**20)
-    choice = choose_batch_size(config, check)
+    choice = batch_size_of_run(config, check)
     assert 1 <= choice.batch_size < 8
     assert "70% of the 0.0 GiB free" in choice.note
     monkeypatch.setattr(batch, "available_bytes", lambda _: 2**10)
     with pytest.raises(UsageError, match="one image of 48x64 pixels needs"):
-        choose_batch_size(config, check)
+        batch_size_of_run(config, check)
 
 
 def test_images_of_several_sizes_are_taken_one_by_one(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", sizes=((48, 64), (32, 40)))
     config = make_config(data, train__batch_size="auto", data__crop=None)
-    assert choose_batch_size(config, take_in(config, Reporter())).batch_size == 1
+    assert batch_size_of_run(config, take_in(config, Reporter())).batch_size == 1
 
 
 def test_a_step_that_does_not_fit_is_announced(

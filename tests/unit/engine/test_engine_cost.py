@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from segtune.engine.build import build_from_config, build_loss, place
 from segtune.engine.cost import (
     MemoryEstimate,
     estimate_memory,
-    inspect,
-    inspect_config,
     trainable_table,
 )
 from segtune.engine.fit import fit
-from segtune.engine.memory import step_peak
+from segtune.engine.inspect import inspect, inspect_config
+from segtune.engine.memory import run_step
 from tests.support import CLASS_NAMES, COLOURS, make_config
 
 CLASSES = Classes(names=CLASS_NAMES, palette=COLOURS)
@@ -120,7 +120,7 @@ def test_parts_of_an_estimate() -> None:
     parts = ("weights", "gradients", "optimizer", "activations", "allocator")
     assert values["total"] == sum(values[part] for part in parts)
     assert estimated(full, on_gpu=True).total == values["total"] - values["allocator"]
-    assert estimated(full, program=100).process == values["total"] + 100
+    assert replace(estimated(full), program=100).process == values["total"] + 100
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "head"])
@@ -131,7 +131,7 @@ def test_the_step_without_data_holds_what_a_real_one_does(method: str, precision
     place(tunable.model, torch.device("cpu")).train()
     loss = build_loss(config, CLASSES, tunable.model)
     shape: dict[str, Any] = {"batch_size": 2, "size": (64, 64), "precision": precision}
-    real = step_peak(tunable.model, tunable.applied, **shape, loss=loss)
+    real = run_step(tunable.model, tunable.applied, **shape, loss=loss).peak
     found = estimated(config, **shape, loss=loss)
     assert real > 2**20
     assert found.activations + found.gradients == pytest.approx(real, rel=0.01)
@@ -163,7 +163,30 @@ def test_advice_says_what_saves_memory_and_how_much() -> None:
         "data.crop=32,32",
     } <= totals.keys()
     assert all(total < 0.95 * estimate.total for total in totals.values())
-    assert describe(found, estimate)[0].endswith("%)")
+    line = next(line for line in describe(found, estimate) if line.startswith("data.crop=32,32"))
+    assert line.endswith("%), work -75%")
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_cache_of_what_is_frozen_saves_work_where_there_is_a_prefix(method: str) -> None:
+    config = make_config(method=method, model__depth=2)
+    estimate = estimated(config)
+    found = {each.change: each.work for each in alternatives(config, estimate, 3)}
+    assert ("train.cache=prefix" in found) == (method == "head")
+    assert found["train.cache=prefix" if method == "head" else "method=head train.cache=prefix"] < 0.9
+    cached = replace(config, train=config.train.model_copy(update={"cache": "prefix"}))
+    assert not any("cache" in each.change for each in alternatives(cached, estimate, 3))
+
+
+def test_operations_are_those_of_the_products() -> None:
+    config = make_config(method="scratch", model__depth=1, model__width=4)
+    one, two = estimated(config, batch_size=1), estimated(config, batch_size=2)
+    assert (
+        two.operations
+        == 2 * one.operations
+        == 2 * estimated(config, batch_size=1, precision="bf16").operations
+    )
+    assert estimated(config, batch_size=1, accumulate=3).operations == 3 * one.operations
 
 
 def test_an_adapter_that_saves_little_is_compared_with_full_tuning() -> None:
@@ -184,5 +207,10 @@ def test_inspection_with_data_takes_classes_and_size_from_it(tiny_data: Path) ->
     assert whole.size == (48, 64)
     _, given = inspect_config(make_config(data__crop="32,40"), num_classes=None, data=tiny_data)
     assert given.size == (32, 40)
+    report, most = inspect_config(
+        make_config(train__batch_size="auto", train__accelerator="cpu"), num_classes=None, data=tiny_data
+    )
+    assert most.batch_size == 8
+    assert report["batch_size_auto"].startswith("train.batch_size=auto: 8 ")
     _, without = inspect_config(make_config(model__depth=1), num_classes=4, data=None)
     assert without.size == (512, 512)

@@ -20,23 +20,14 @@ from segtune.engine.prompts import example_prompts, mirror_prompts, prompts_for,
 from segtune.errors import UsageError
 from segtune.models import MODELS
 from segtune.models.build import build_model
-from tests.support import CLASS_NAMES, COLOURS, make_data
+from tests.support import CLASS_NAMES, COLOURS, TINY_SAM, make_data
 
-TINY = {
-    "width": 16,
-    "depth": 2,
-    "heads": 2,
-    "global_blocks": (1,),
-    "window": 2,
-    "image_size": 32,
-    "decoder_width": 16,
-}
 CLASSES = Classes(names=CLASS_NAMES, palette=COLOURS)
 BOX, BOTH = frozenset({"box"}), frozenset({"box", "point"})
 
 
 def build(kinds="box", num_classes=3):
-    settings = MODELS.settings("sam-vit-base")(prompts=kinds, **TINY)
+    settings = MODELS.settings("sam-vit-base")(prompts=kinds, **TINY_SAM)
     return build_model("sam-vit-base", num_classes, settings, seed=3).eval()
 
 
@@ -54,7 +45,7 @@ def runs(data, tmp_path_factory) -> Path:
     settings = {
         "model.weights": str(folder / "tiny.safetensors"),
         "model.prompts": "box",
-        **{f"model.{name}": value for name, value in TINY.items()},
+        **{f"model.{name}": value for name, value in TINY_SAM.items()},
         "train.precision": "32",
         "train.accelerator": "cpu",
         "train.threads": 1,

@@ -20,19 +20,11 @@ from segtune.engine.run import LoadedRun, load_run
 from segtune.errors import AdapterError, UsageError
 from segtune.methods import METHODS
 from segtune.models import MODELS
+from tests.support import TINY_SAM
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
-SAM = {
-    "width": 32,
-    "depth": 2,
-    "heads": 2,
-    "global_blocks": (1,),
-    "window": 3,
-    "image_size": 64,
-    "decoder_width": 16,
-}
 UNET = {"depth": 2, "width": 8, "up": "bilinear"}
 CONVS = {"kinds": ("conv",)}
 
@@ -62,24 +54,24 @@ def make_run(
 
 
 CASES = {
-    "lora": ("sam-vit-base", SAM, {"lora": {"rank": 3, "alpha": 5.0}}),
-    "a fused layer's queries and values": ("sam-vit-base", SAM, {"lora": {"targets": ("q", "v")}}),
-    "rslora": ("sam-vit-base", SAM, {"rslora": {"rank": 4, "kinds": ("mlp", "attention_proj")}}),
-    "lora-plus": ("sam-vit-base", SAM, {"lora-plus": {}}),
-    "lora-fa": ("sam-vit-base", SAM, {"lora-fa": {}}),
-    "pissa": ("sam-vit-base", SAM, {"pissa": {}}),
-    "dora": ("sam-vit-base", SAM, {"dora": {}}),
-    "dora of values": ("sam-vit-base", SAM, {"dora": {"targets": ("v",)}}),
-    "ia3": ("sam-vit-base", SAM, {"ia3": {}}),
-    "norms trained along": ("sam-vit-base", SAM, {"lora": {"train_norm": True}}),
-    "biases trained along": ("sam-vit-base", SAM, {"lora": {"train_bias": True}}),
+    "lora": ("sam-vit-base", TINY_SAM, {"lora": {"rank": 3, "alpha": 5.0}}),
+    "a fused layer's queries and values": ("sam-vit-base", TINY_SAM, {"lora": {"targets": ("q", "v")}}),
+    "rslora": ("sam-vit-base", TINY_SAM, {"rslora": {"rank": 4, "kinds": ("mlp", "attention_proj")}}),
+    "lora-plus": ("sam-vit-base", TINY_SAM, {"lora-plus": {}}),
+    "lora-fa": ("sam-vit-base", TINY_SAM, {"lora-fa": {}}),
+    "pissa": ("sam-vit-base", TINY_SAM, {"pissa": {}}),
+    "dora": ("sam-vit-base", TINY_SAM, {"dora": {}}),
+    "dora of values": ("sam-vit-base", TINY_SAM, {"dora": {"targets": ("v",)}}),
+    "ia3": ("sam-vit-base", TINY_SAM, {"ia3": {}}),
+    "norms trained along": ("sam-vit-base", TINY_SAM, {"lora": {"train_norm": True}}),
+    "biases trained along": ("sam-vit-base", TINY_SAM, {"lora": {"train_bias": True}}),
     "convolutions": ("unet", UNET, {"lora": CONVS}),
     "dora of convolutions": ("unet", UNET, {"dora": CONVS}),
     "ia3 of convolutions": ("unet", UNET, {"ia3": CONVS}),
     "pissa of several ranks": ("unet", UNET, {"pissa": {**CONVS, "rank": 12}}),
-    "peft:loha": ("sam-vit-base", SAM, {"peft:loha": {"config": {"r": 4, "alpha": 6}}}),
-    "peft:vera, whose layers share tensors": ("sam-vit-base", SAM, {"peft:vera": {"config": {"r": 8}}}),
-    "peft:ln_tuning": ("sam-vit-base", SAM, {"peft:ln_tuning": {}}),
+    "peft:loha": ("sam-vit-base", TINY_SAM, {"peft:loha": {"config": {"r": 4, "alpha": 6}}}),
+    "peft:vera, whose layers share tensors": ("sam-vit-base", TINY_SAM, {"peft:vera": {"config": {"r": 8}}}),
+    "peft:ln_tuning": ("sam-vit-base", TINY_SAM, {"peft:ln_tuning": {}}),
     "peft:lokr of convolutions": ("unet", UNET, {"peft:lokr": CONVS}),
     "running statistics": ("unet", UNET, {"lora": {**CONVS, "train_norm": True, "statistics": "train"}}),
 }
@@ -134,7 +126,7 @@ def test_what_was_exported_comes_back_with_equal_outputs(case: str, tmp_path: Pa
 
 
 def test_three_classes_have_a_head_that_comes_along(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "adapter", "sam-vit-base", SAM, num_classes=3, lora={})
+    run = make_run(tmp_path / "adapter", "sam-vit-base", TINY_SAM, num_classes=3, lora={})
     export_peft(run, tmp_path / "out")
     import_peft(tmp_path / "out", known_base(tmp_path / "out"), tmp_path / "back")
     back = load_run(tmp_path / "back", accelerator="cpu")
@@ -142,7 +134,7 @@ def test_three_classes_have_a_head_that_comes_along(tmp_path: Path) -> None:
 
 
 def fresh_sam() -> torch.nn.Module:
-    settings = MODELS.settings("sam-vit-base")(**SAM)
+    settings = MODELS.settings("sam-vit-base")(**TINY_SAM)
     return build_tunable(
         model="sam-vit-base",
         model_settings=settings,
@@ -154,19 +146,19 @@ def fresh_sam() -> torch.nn.Module:
 
 
 def sam_of_transformers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The library's own SamModel with the sizes of SAM above."""
+    """The library's own SamModel with the sizes of TINY_SAM."""
     from transformers import SamConfig, SamModel
 
     encoder = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "global_attn_indexes": [1],
-        "window_size": 3,
-        "image_size": 64,
+        "hidden_size": TINY_SAM["width"],
+        "num_hidden_layers": TINY_SAM["depth"],
+        "num_attention_heads": TINY_SAM["heads"],
+        "global_attn_indexes": TINY_SAM["global_blocks"],
+        "window_size": TINY_SAM["window"],
+        "image_size": TINY_SAM["image_size"],
         "patch_size": 16,
-        "mlp_dim": 128,
-        "output_channels": 16,
+        "mlp_dim": 4 * TINY_SAM["width"],
+        "output_channels": TINY_SAM["decoder_width"],
     }
     own = fresh_sam().mask_decoder
     decoder = {
@@ -177,7 +169,12 @@ def sam_of_transformers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
         "iou_head_depth": 2 + len(own.iou_prediction_head.layers),
         "attention_downsample_rate": 16 // own.transformer.final_attn_token_to_image.q_proj.out_features,
     }
-    prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 16}
+    prompts = {
+        "hidden_size": 16,
+        "image_size": TINY_SAM["image_size"],
+        "patch_size": 16,
+        "mask_input_channels": 16,
+    }
     config = SamConfig(vision_config=encoder, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     model = SamModel(config).eval()
     fitting = {n: t for n, t in state.items() if n.startswith("vision_encoder.")}
@@ -188,18 +185,18 @@ def sam_of_transformers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_export_of_sam_loads_onto_the_model_of_transformers(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "adapter", "sam-vit-base", SAM, lora={"rank": 3})
+    run = make_run(tmp_path / "adapter", "sam-vit-base", TINY_SAM, lora={"rank": 3})
     export_peft(run, tmp_path / "out")
     state = build_tunable(
         model="sam-vit-base",
-        model_settings=MODELS.settings("sam-vit-base")(**SAM),
+        model_settings=MODELS.settings("sam-vit-base")(**TINY_SAM),
         weights="none",
         num_classes=2,
         method_parts={"head": METHODS.settings("head")()},
         seed=3,
     ).model.state_dict()
     loaded = peft.PeftModel.from_pretrained(sam_of_transformers(state), str(tmp_path / "out")).eval()
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         want = run.tunable.model.vision_encoder(images)
         got = loaded.base_model.model.vision_encoder(images).last_hidden_state
@@ -251,7 +248,7 @@ def test_a_folder_of_the_library_is_taken_over_with_equal_outputs(case: str, tmp
     given = dict(FOREIGN[case])
     config = peft.IA3Config(**given) if given.pop("ia3", False) else peft.LoraConfig(**given)
     theirs = write_foreign(tmp_path / "in", config)
-    base = known_base(tmp_path / "in", model="sam-vit-base", settings=SAM, weights="none", num_classes=2)
+    base = known_base(tmp_path / "in", model="sam-vit-base", settings=TINY_SAM, weights="none", num_classes=2)
     import_peft(tmp_path / "in", base, tmp_path / "back")
     back = load_run(tmp_path / "back", accelerator="cpu")
     assert largest_difference(theirs, back.tunable.model, probes(back.tunable.model)) <= 1e-5
@@ -262,7 +259,7 @@ def test_layers_of_a_head_that_is_not_trained_are_taken_over(tmp_path: Path) -> 
     weights = tmp_path / "sam.safetensors"
     save_file(fresh_sam().state_dict(), weights)
     base = known_base(
-        tmp_path / "in", model="sam-vit-base", settings=SAM, weights=str(weights), num_classes=2
+        tmp_path / "in", model="sam-vit-base", settings=TINY_SAM, weights=str(weights), num_classes=2
     )
     report = import_peft(tmp_path / "in", base, tmp_path / "back")
     back = load_run(tmp_path / "back", accelerator="cpu")
@@ -287,7 +284,7 @@ REFUSED_IMPORTS = {
 def test_what_no_method_of_ours_computes_is_refused_by_name(case: str, tmp_path: Path) -> None:
     config, message = REFUSED_IMPORTS[case]
     write_foreign(tmp_path / "in", config())
-    base = known_base(tmp_path / "in", model="sam-vit-base", settings=SAM, weights="none", num_classes=2)
+    base = known_base(tmp_path / "in", model="sam-vit-base", settings=TINY_SAM, weights="none", num_classes=2)
     with pytest.raises(AdapterError, match=message):
         import_peft(tmp_path / "in", base, tmp_path / "back")
     assert not (tmp_path / "back").exists()
@@ -310,15 +307,15 @@ def test_a_folder_that_does_not_fit_or_is_incomplete_is_refused(tmp_path: Path) 
 
 
 REFUSED_EXPORTS = {
-    "conv-lora": ("sam-vit-base", SAM, {"conv-lora": {}}, "no counterpart"),
+    "conv-lora": ("sam-vit-base", TINY_SAM, {"conv-lora": {}}, "no counterpart"),
     "lora and ia3": (
         "sam-vit-base",
-        SAM,
+        TINY_SAM,
         {"lora": {}, "ia3": {"kinds": ("mlp",)}},
         "no counterpart",
     ),
-    "two on one layer": ("sam-vit-base", SAM, {"lora": {}, "pissa": {}}, "twice"),
-    "nothing on a layer": ("sam-vit-base", SAM, {"head": {}}, "nothing on a layer"),
+    "two on one layer": ("sam-vit-base", TINY_SAM, {"lora": {}, "pissa": {}}, "twice"),
+    "nothing on a layer": ("sam-vit-base", TINY_SAM, {"head": {}}, "nothing on a layer"),
     "transposed convolutions": (
         "unet",
         {**UNET, "up": "transpose"},
@@ -332,7 +329,7 @@ REFUSED_EXPORTS = {
         {"lora": {"kinds": ("conv",)}},
         "dilation",
     ),
-    "biases beside ia3": ("sam-vit-base", SAM, {"ia3": {"train_bias": True}}, "biases"),
+    "biases beside ia3": ("sam-vit-base", TINY_SAM, {"ia3": {"train_bias": True}}, "biases"),
 }
 
 
@@ -346,7 +343,7 @@ def test_what_the_library_has_no_words_for_is_refused_by_name(case: str, tmp_pat
 
 
 def test_nothing_is_left_where_the_written_folder_differs(tmp_path: Path, monkeypatch) -> None:
-    run = make_run(tmp_path / "adapter", "sam-vit-base", SAM, lora={})
+    run = make_run(tmp_path / "adapter", "sam-vit-base", TINY_SAM, lora={})
     save = peft.PeftModel.save_pretrained
 
     def spoil(self: object, folder: str, **options: object) -> None:

@@ -25,17 +25,9 @@ from segtune.models import MODELS
 from segtune.models.build import build_model
 from segtune.report.panel import GAP
 from segtune.report.write import write_report
+from tests.support import TINY_SAM
 from tests.volumes import affine_of, head, orientations, save
 
-TINY = {
-    "width": 16,
-    "depth": 2,
-    "heads": 2,
-    "global_blocks": (1,),
-    "window": 2,
-    "image_size": 32,
-    "decoder_width": 16,
-}
 ORIENTATIONS = [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (-1, -1, 1)), ((2, 0, 1), (1, -1, -1))]
 
 
@@ -64,12 +56,12 @@ def _stored(canonical: np.ndarray, permutation: tuple[int, ...], flips: tuple[in
 def run(patients, tmp_path_factory) -> Path:
     """A run of a network that is prompted with boxes."""
     folder = tmp_path_factory.mktemp("run")
-    model = build_model("sam-vit-base", 2, MODELS.settings("sam-vit-base")(prompts="box", **TINY), seed=3)
+    model = build_model("sam-vit-base", 2, MODELS.settings("sam-vit-base")(prompts="box", **TINY_SAM), seed=3)
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "tiny.safetensors")
     settings: dict[str, Any] = {
         "model.weights": str(folder / "tiny.safetensors"),
         "model.prompts": "box",
-        **{f"model.{name}": value for name, value in TINY.items()},
+        **{f"model.{name}": value for name, value in TINY_SAM.items()},
         "data.volume.crop": "16,16",
         "data.volume.labels": "tumour",
         "data.volume.modalities": "separate",

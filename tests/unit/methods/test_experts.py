@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from segtune.methods import experts
 from segtune.methods.experts import Expert, Experts, choose_route, expert_plain, num_expert_parameters
 
 GRIDS = [(1, 1), (1, 7), (2, 3), (5, 5), (14, 14), (7, 16), (64, 64)]
@@ -77,11 +79,26 @@ def test_single_precision_is_closer_to_the_exact_value_than_the_definition_is():
 
 
 def test_the_large_map_is_built_only_where_its_edge_is_read():
-    large = {
-        interpolation: [scale for scale in range(1, 9) if choose_route(scale, interpolation, 3) == "large"]
+    routes = {
+        interpolation: [choose_route(scale, interpolation, 3) for scale in range(1, 9)]
         for interpolation in INTERPOLATIONS
     }
-    assert large == {"bicubic": [1, 2, 4], "bilinear": [1, 2]}
+    phases = ["phases"] * 5
+    assert routes["bicubic"] == ["large", "large", "phases", "ring", *phases[1:]]
+    assert routes["bilinear"] == ["large", "large", "phases", *phases]
+
+
+@pytest.mark.parametrize(("scale", "kernel_size"), [(3, 5), (4, 3), (4, 5), (5, 9), (6, 9)])
+def test_the_outermost_ring_is_computed_by_itself(scale, kernel_size, monkeypatch):
+    monkeypatch.setattr(experts, "RING_SIDE", 0)
+    expert = Expert(scale, "bicubic", kernel_size, gelu=True).double()
+    assert expert.route == "ring"
+    large = Mock(wraps=expert._by_large)
+    monkeypatch.setattr(expert, "_by_large", large)
+    for grid in ((8, 8), (9, 12), (14, 14)):
+        inputs = tensors(grid, torch.float64, kernel_size=kernel_size)
+        assert max(largest_differences(expert, inputs, gelu=True)) < 1e-10, grid
+    assert max(min(call.args[0].shape[-2:]) for call in large.call_args_list) < 8
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

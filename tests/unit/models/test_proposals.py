@@ -15,20 +15,11 @@ from segtune.models import MODELS
 from segtune.models.build import build_model
 from segtune.models.proposals import combine
 from tests.contracts.table import parts_of
-
-TINY = {
-    "width": 32,
-    "depth": 2,
-    "heads": 2,
-    "global_blocks": (1,),
-    "window": 3,
-    "image_size": 64,
-    "decoder_width": 32,
-}
+from tests.support import TINY_SAM
 
 
 def build(num_classes, **settings):
-    chosen = MODELS.settings("sam-vit-base")(**{**TINY, **settings})
+    chosen = MODELS.settings("sam-vit-base")(**{**TINY_SAM, **settings})
     return build_model("sam-vit-base", num_classes, chosen, seed=0)
 
 

@@ -13,7 +13,7 @@ from transformers.models.sam.configuration_sam import (
     SamVisionConfig,
 )
 
-from segtune.engine.cost import inspect
+from segtune.engine.inspect import inspect
 from segtune.errors import MissingExtraError, UsageError
 from segtune.methods.apply import apply
 from segtune.models import MODELS

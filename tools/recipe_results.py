@@ -36,6 +36,16 @@ def describe(data: dict[str, Any]) -> Iterator[tuple[str, list[Row]]]:
         )
     if data["evaluations"]:
         yield "Evaluated again:", list(_evaluations(data["evaluations"]))
+    if "attention" in data:
+        attention = data["attention"]
+        rows = zip(attention["base"], attention["tuned"], strict=True)
+        yield (
+            f"Mean attention distance in pixels, {attention['images']} images:",
+            [
+                ("block", "base", "tuned"),
+                *((str(block), f"{base:.1f}", f"{tuned:.1f}") for block, (base, tuned) in enumerate(rows)),
+            ],
+        )
 
 
 def origin(data: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -165,13 +166,24 @@ def record(name: str, recipe: Recipe, commands: list[tuple[str, list[str]]], out
             commits |= {read(file)["commit"] for file in (target / "runs").glob("*/result.json")}
             report["versions"] = content["versions"]
             best = content["rows"][0]
-            report["headline"] = f"{content['score']} {best['mean']:.4f} ({best['label']})"
+            first = f"{content['score']} {best['mean']:.4f} ({best['label']})"
+            report["headline"] = report["headline"] or first  # the comparisons behind it vary a setting
+        elif words[0] == "attention" and target is not None:
+            report["attention"] = mean_distances(read(target / "attention.json"))
         elif words[0] == "evaluate":
             content = read(answer(out, line))
             kept = {key: content[key] for key in ("num_images", "scores")}
             report["evaluations"].append({"command": line, **kept})
     report["commits"] = sorted(commit for commit in commits if commit)
     return report
+
+
+def mean_distances(content: dict[str, Any]) -> dict[str, Any]:
+    """Mean attention distance of each block's heads, in pixels, of base and tuned model."""
+    kept: dict[str, Any] = {"images": content["images"]}
+    for model in ("base", "tuned"):
+        kept[model] = [statistics.mean(layer["heads"]) for layer in content[model]]
+    return kept
 
 
 def run_entry(folder: Path, result: dict[str, Any]) -> dict[str, Any]:

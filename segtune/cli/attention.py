@@ -66,8 +66,9 @@ def command(
         distances, num_images = attention_run(
             run, images, limit=limit, settings=settings, weights=weights, reporter=reporter
         )
+    measured = f"{num_images} image{'s' if num_images > 1 else ''}"
     files = write_attention(
-        distances, out, title=f"{run.name}: attention on {num_images} images", num_images=num_images
+        distances, out, title=f"{run.name}: attention on {measured}", num_images=num_images
     )
     if as_json:
         print_json({**to_dict(distances, num_images), "files": [str(file) for file in files]})
@@ -83,7 +84,7 @@ def command(
         ]
         for base, tuned in zip(distances["base"], distances["tuned"], strict=True)
     ]
-    click.echo(f"mean attention distance in pixels, {num_images} images")
+    click.echo(f"mean attention distance in pixels, {measured}")
     header = ["block", "base", "tuned", "heads, tuned"]
     Console(highlight=False).print(make_table(header, rows))
     for file in files:

@@ -82,7 +82,7 @@ def point_style(number: int) -> dict[str, Any]:
     """Colour and shape of a point."""
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
+        "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
         "markeredgecolor": "black",
         "markeredgewidth": 0.5,
         "linestyle": "none",

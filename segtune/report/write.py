@@ -204,7 +204,8 @@ def _attention(runs: Sequence[RunRecord], pictures: _Pictures) -> Section:
         source = run.folder.attention / "attention.json"
         if source.is_file():
             distances, num_images = attention.from_dict(json.loads(source.read_text(encoding="utf-8")))
-            title = f"Mean attention distance of {run.label}, {num_images} images"
+            measured = f"{num_images} image{'s' if num_images > 1 else ''}"
+            title = f"Mean attention distance of {run.label}, {measured}"
             section.pictures += pictures.add(f"attention-{number}", title, attention.draw(distances, title))
     return section
 

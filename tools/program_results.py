@@ -109,12 +109,26 @@ def run_time(data: dict[str, Any]) -> list[str]:
         ("part of an epoch", "share"),
         [(name, f"{share:.2%}") for name, share in shares.items()],
     )
+    parts = data["in_turn_milliseconds"]
+    trained = data["splits"]["train"] * parts["training step"]
+    validated = parts["probabilities in a validation"] + parts["classes and confusion matrix"]
+    share = data["splits"]["val"] * validated / (trained + data["splits"]["val"] * validated)
     return [
         *lines,
         "",
         f"Start-up took {data['seconds']['start_up']:.0f} s, {data['start_up_share_of_the_run']:.1%} of the"
         f" run. An image costs {step * 1e3:.0f} ms in a training step and {image * 1e3:.0f} ms in a"
         f" validation ({images['network'] / sum(images.values()):.0%} of it the network).",
+        "",
+        "On the same network in one process, batches of"
+        f" {settings['train.batch_size']}, the parts in turn, without reading:",
+        "",
+        *table(
+            ("part", "processor ms an image"),
+            [(name, f"{milliseconds:.1f}") for name, milliseconds in parts.items()],
+        ),
+        "",
+        f"From these a validation is {share:.1%} of an epoch.",
     ]
 
 

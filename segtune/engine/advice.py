@@ -67,7 +67,9 @@ def compared_with_full(config: RunConfig, estimate: MemoryEstimate, num_classes:
     """One line where the method is an adapter that saves little against full tuning."""
     if config.method in ("full", "scratch"):
         return None
-    full = _estimate(config, estimate, num_classes, {"parts": {"full": METHODS.settings("full")()}})
+    full = _estimate(
+        config, estimate, num_classes, {"parts": {"full": METHODS.settings("full")()}, "quantize": "none"}
+    )
     if full is None or estimate.total < (1 - LITTLE) * full.total:
         return None
     return (

@@ -244,6 +244,7 @@ def _finish(job: Job, trainer: Trainer, reporter: Reporter) -> FitResult:
         "model": config.model,
         "method": config.method,
         "weights": job.tunable.weights.source,
+        "quantized": None if job.tunable.quantized is None else asdict(job.tunable.quantized),
         "data": str(config.data_path),
         "num_classes": job.index.classes.num_classes,
         "class_names": job.index.classes.names,

@@ -50,7 +50,7 @@ class QuantizedWeight(Operation):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         codes, scales = self.encode(own_weight(layer).detach())
-        layer._parameters["weight"] = nn.Parameter(codes, requires_grad=False)
+        own_weight(layer).data = codes  # the same parameter: others hold it too, and would keep the floats
         self.register_buffer("scales", scales)
 
     @staticmethod
@@ -228,7 +228,7 @@ def give_back_floats(model: nn.Module) -> None:
                 if isinstance(operation, QuantizedWeight):
                     whole = operation.weight(own_weight(layer))
                     detach(layer, NAME)
-                    layer._parameters["weight"] = nn.Parameter(whole, requires_grad=False)
+                    own_weight(layer).data = whole
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -5,8 +5,8 @@ Usage: python benchmarks/memory_estimate.py [--only TEXT] [--again] [--threads 1
 Each run is a `segtune.fit` of two steps in a process of its own, on a processor. The peak is the kernel's own
 record (VmHWM), set back when training begins and read behind the last step; the estimate is the one that the
 run announces. Results go to benchmarks/memory_estimate.json; runs that are in it are not repeated unless
---only names them. --again estimates anew what was measured before, each in a process that prepares the run,
-and leaves the peaks as they are.
+--only names them. --again estimates anew and measures nothing: peaks stay as they are, and the program's
+memory is taken from what the process had before its first step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +80,35 @@ def images(folder: Path, side: int) -> Path:
     return folder
 
 
-def measure(name: str, threads: int, peak: int | None) -> dict[str, Any]:
-    """One run: its estimate and its peak.
-
-    Args:
-        name: of the case.
-        threads: of torch.
-        peak: bytes, where it was measured before; nothing is trained then.
-    """
+def configure(name: str, folder: str, threads: int) -> Any:
+    """The settings of a case, with its data and, where one is needed, its network below a folder."""
     from segtune.config.layers import nest
     from segtune.config.load import load_config
-    from segtune.engine import fit as fitting
-    from segtune.engine.intake import take_in
-    from segtune.engine.reporter import Reporter
 
     settings, side, batch_size, precision = CASES[name]
+    network = Path(folder) / "segformer" / "config.json"
+    network.parent.mkdir()
+    network.write_text(json.dumps(SEGFORMER), encoding="utf-8")
+    values = {
+        "model.weights": "none",
+        **settings,
+        "model": settings["model"].format(folder=folder),
+        "data.path": str(images(Path(folder) / "data", side)),
+        "data.crop": [side, side],
+        "train.batch_size": batch_size,
+        "train.precision": precision,
+        "train.accelerator": "cpu",
+        "train.threads": threads,
+        "train.steps": STEPS,
+    }
+    return load_config([nest(values.items(), "benchmark")])
+
+
+def measure(name: str, threads: int) -> dict[str, Any]:
+    """One run: its estimate and its peak."""
+    from segtune.engine import fit as fitting
+    from segtune.engine.reporter import Reporter
+
     found: dict[str, int] = {}
     estimates = []
     prepare = fitting.prepare
@@ -105,6 +120,7 @@ def measure(name: str, threads: int, peak: int | None) -> dict[str, Any]:
 
     class Peak(Reporter):
         def training(self, first_step: int, num_steps: int | None) -> None:
+            found["before"] = memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
         def step(self, values: Mapping[str, Any]) -> None:
@@ -112,38 +128,34 @@ def measure(name: str, threads: int, peak: int | None) -> dict[str, Any]:
             if values["step"] == STEPS:
                 raise StepsDoneError
 
+    fitting.prepare = prepared
+    with tempfile.TemporaryDirectory() as folder, suppress(StepsDoneError):
+        fitting.fit(configure(name, folder, threads), Path(folder) / "run", reporter=Peak())
+    return row(name, estimates[0], found["before"], found["peak"])
+
+
+def estimate_again(name: str, threads: int, before: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, with an estimate of the present program."""
+    from segtune.engine.cost import KERNELS
+    from segtune.engine.inspect import inspect_config
+
     with tempfile.TemporaryDirectory() as folder:
-        network = Path(folder) / "segformer" / "config.json"
-        network.parent.mkdir()
-        network.write_text(json.dumps(SEGFORMER), encoding="utf-8")
-        values = {
-            "model.weights": "none",
-            **settings,
-            "model": settings["model"].format(folder=folder),
-            "data.path": str(images(Path(folder) / "data", side)),
-            "data.crop": [side, side],
-            "train.batch_size": batch_size,
-            "train.precision": precision,
-            "train.accelerator": "cpu",
-            "train.threads": threads,
-            "train.steps": STEPS,
-        }
-        config = load_config([nest(values.items(), "benchmark")])
-        run = Path(folder) / "run"
-        if peak is None:
-            fitting.prepare = prepared
-            with suppress(StepsDoneError):
-                fitting.fit(config, run, reporter=Peak())
-            peak = found["peak"]
-        else:
-            prepared(config, fitting.RunFolder(run), take_in(config, Reporter()))
-    estimate = estimates[0]
+        _, estimate = inspect_config(configure(name, folder, threads), num_classes=2, data=None)
+    program = before["before_bytes"] - estimate.weights + KERNELS
+    return row(name, replace(estimate, program=program), before["before_bytes"], before["peak_bytes"])
+
+
+def row(name: str, estimate: Any, before: int, peak: int) -> dict[str, Any]:
+    """What is written of a case."""
+    _, side, batch_size, precision = CASES[name]
     return {
         "run": name,
         "side": side,
         "batch_size": batch_size,
         "precision": precision,
+        "steps": STEPS,
         "estimate": {**estimate.to_dict(), "process": estimate.process},
+        "before_bytes": before,
         "peak_bytes": peak,
         "error": estimate.process / peak - 1,
     }
@@ -159,17 +171,21 @@ def main() -> None:
     rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
     known = {row["run"]: row for row in rows}
     for name in CASES:
-        before = known[name]["peak_bytes"] if name in known else None
-        if arguments.only is not None and arguments.only not in name:
+        if (arguments.only or "") not in name:
             continue
-        if (before is None) if arguments.again else (before is not None and arguments.only is None):
+        # the program's memory is known where it was written down
+        if not (
+            "before_bytes" in known.get(name, {}) if arguments.again else arguments.only or name not in known
+        ):
             continue
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peak = before if arguments.again else None
-            known[name] = pool.apply(measure, (name, arguments.threads, peak))
-        row = known[name]
-        print(f"{name:<34} estimate {row['estimate']['process'] / 2**20:7.0f} MiB", end="  ")
-        print(f"peak {row['peak_bytes'] / 2**20:7.0f} MiB  {row['error']:+.1%}", flush=True)
+            if arguments.again:
+                found = pool.apply(estimate_again, (name, arguments.threads, known[name]))
+            else:
+                found = pool.apply(measure, (name, arguments.threads))
+        known[name] = found
+        print(f"{name:<34} estimate {found['estimate']['process'] / 2**20:7.0f} MiB", end="  ")
+        print(f"peak {found['peak_bytes'] / 2**20:7.0f} MiB  {found['error']:+.1%}", flush=True)
         rows = [known[case] for case in CASES if case in known]
         write_json(RESULT, {"threads": arguments.threads, "version": segtune.__version__, "rows": rows})
 

@@ -310,9 +310,9 @@ def _quantized_memory(data: dict[str, Any]) -> list[str]:
         (
             row["way"],
             mib(row["weight_bytes"]),
-            above(row),
+            mib(row["peak_bytes"]),
             mib(row["library_bytes"]) if row["library_bytes"] else "",
-            ratio(seconds[row["way"]], seconds["float32"]) if seconds else "",
+            ratio(seconds[row["way"]], seconds["float32"]) if seconds else "not measured",
         )
         for row in data["rows"]
     ]
@@ -320,10 +320,10 @@ def _quantized_memory(data: dict[str, Any]) -> list[str]:
     kinds = ", ".join(f"{mib(huge[kind])} MiB in {kind}" for kind in ("float32", "bf16", "int8", "nf4"))
     return [
         f"LoRA on SAM ViT-B, one image of {data['side']} x {data['side']}, one thread. MiB of all weights;"
-        " peak of a step above the program with its packages loaded; what loading the library took; processor"
-        " time against float32, taken in each repeat: median (lowest to highest).",
+        " of the whole process at its peak in a step; of it what importing the library took; processor time"
+        " against float32, taken in each repeat: median (lowest to highest).",
         "",
-        *table(("base", "weights", "peak of a step", "library", "time"), rows),
+        *table(("base", "weights", "process", "library", "time"), rows),
         "",
         f"By their shapes, the {huge['layers']} frozen linear layers of SAM ViT-H take {kinds}.",
     ]

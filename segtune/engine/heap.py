@@ -5,7 +5,7 @@ free block that holds it; what is at least as large as a threshold in pages of i
 back when it is freed. The threshold grows with what is freed.
 
 PyTorch asks for aligned memory. In front of a block and behind it a few bytes stay over; small objects take
-them, of which a step makes a hundred thousand. So a freed block cannot grow together with what is beside
+them, of which a step makes tens of thousands. So a freed block cannot grow together with what is beside
 it, and is too small for the next request of its own size, as aligning takes some bytes. In a step of three
 blocks of SAM ViT-B, 202 MiB of living tensors took 278 MiB of heap; the same requests without those below
 256 bytes took 221.

@@ -30,6 +30,7 @@ from segtune.engine.prefix import autocast
 from segtune.engine.prompts import example_prompts
 from segtune.methods.apply import Applied
 from segtune.models.base import SegModel
+from segtune.models.chunked_attention import STANDS_FOR
 from segtune.models.sections import Cut, run_sections
 from segtune.types import SegOutput
 
@@ -68,7 +69,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
-            self.operations += count(*args, **(kwargs or {}), out_val=result)
+            self.operations += STANDS_FOR.get() * count(*args, **(kwargs or {}), out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._hold(leaf.untyped_storage())

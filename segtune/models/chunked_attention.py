@@ -8,6 +8,7 @@ small enough for the processor's cache is made, used and forgotten; the backward
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK = 2**19
 """Scores that are made at once: 2 MiB of float32."""
+STANDS_FOR: ContextVar[int] = ContextVar("STANDS_FOR", default=1)
+"""Operations that one stands for: an estimate's tensors without data pass through two chunks only."""
 
 
 def chunked_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -54,8 +57,21 @@ def worth_chunking(query: Tensor) -> bool:
     )
 
 
-def _chunks(num_maps: int, num_queries: int, num_keys: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
     """Parts of the maps, or of the queries of one map, whose scores are as many as `CHUNK` at most."""
+    parts = list(_parts(len(query), query.shape[1], key.shape[1]))
+    if not isinstance(query, FakeTensor) or len(parts) < 2:
+        yield from parts
+        return
+    yield parts[0]
+    STANDS_FOR.set(len(parts) - 1)
+    try:
+        yield parts[1]
+    finally:
+        STANDS_FOR.set(1)
+
+
+def _parts(num_maps: int, num_queries: int, num_keys: int) -> Iterator[tuple[slice, slice]]:
     maps = max(1, min(num_maps, CHUNK // (num_queries * num_keys)))
     queries = num_queries if maps > 1 else max(1, min(num_queries, CHUNK // num_keys))
     for first in range(0, num_maps, maps):
@@ -78,7 +94,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         ctx.save_for_backward(query, key, value, rows, columns)
         mixed = torch.empty_like(query)
-        for maps, part in _chunks(len(query), query.shape[1], key.shape[1]):
+        for maps, part in _chunks(query, key):
             weights = _probabilities(query[maps, part], key[maps], rows[maps, part], columns[maps, part])
             mixed[maps, part] = torch.bmm(weights.to(value.dtype), value[maps])
         return mixed
@@ -92,7 +108,7 @@ class _Attention(torch.autograd.Function):
         grad_query, grad_rows, grad_columns = map(torch.empty_like, (query, rows, columns))
         grad_key = torch.zeros_like(key, dtype=torch.float32)
         grad_value = torch.zeros_like(value, dtype=torch.float32)
-        for maps, part in _chunks(len(query), query.shape[1], key.shape[1]):
+        for maps, part in _chunks(query, key):
             weights = _probabilities(query[maps, part], key[maps], rows[maps, part], columns[maps, part])
             above = grad[maps, part]
             grad_value[maps] += torch.bmm(weights.to(above.dtype).transpose(1, 2), above)

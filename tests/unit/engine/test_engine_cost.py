@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from segtune.config.run import RunConfig
 from segtune.data.base import Classes
@@ -22,7 +23,8 @@ from segtune.engine.cost import (
 )
 from segtune.engine.fit import fit
 from segtune.engine.inspect import inspect, inspect_config
-from segtune.engine.memory import run_step
+from segtune.engine.memory import LiveBytes, run_step
+from segtune.models.chunked_attention import STANDS_FOR, chunked_attention
 from tests.support import CLASS_NAMES, COLOURS, make_config
 
 CLASSES = Classes(names=CLASS_NAMES, palette=COLOURS)
@@ -214,3 +216,20 @@ def test_inspection_with_data_takes_classes_and_size_from_it(tiny_data: Path) ->
     assert report["batch_size_auto"].startswith("train.batch_size=auto: 8 ")
     _, without = inspect_config(make_config(model__depth=1), num_classes=4, data=None)
     assert without.size == (512, 512)
+
+
+def test_attention_in_chunks_is_traced_in_two_of_them() -> None:
+    """What a step takes is the same as with all six, and the trace is as short as the number of blocks."""
+
+    def attend() -> LiveBytes:
+        shapes = (3, 1024, 8), (3, 1024, 8), (3, 1024, 8), (3, 1024, 32), (3, 1024, 32)
+        with LiveBytes() as counted:
+            tensors = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+            chunked_attention(*tensors).sum().backward()
+        return counted
+
+    real = attend()
+    with FakeTensorMode():
+        traced = attend()
+    assert (traced.operations, traced.peak) == (real.operations, real.peak)
+    assert STANDS_FOR.get() == 1

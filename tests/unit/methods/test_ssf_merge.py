@@ -24,7 +24,11 @@ def run_with(**settings: object) -> SimpleNamespace:
     for parameter in applied.parameters().values():
         nn.init.uniform_(parameter, 0.5, 1.5)
     description = SimpleNamespace(
-        model="unet", model_settings=model_settings, class_names=("a", "b"), method={"ssf": settings}
+        model="unet",
+        model_settings=model_settings,
+        class_names=("a", "b"),
+        method={"ssf": settings},
+        quantize="none",
     )
     tunable = SimpleNamespace(model=model, applied=applied)
     return SimpleNamespace(description=description, tunable=tunable)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from unittest.mock import patch
 
 import psutil
 import torch
-from peers import CASES, Case, Step, adapt, build, elsewhere, highest_bytes, missing, ours, stated_versions
+from peers import CASES, Case, Step, adapt, build, in_turn, missing, ours, peak_and_seconds, stated_versions
 
 from segtune.engine.files import write_json
 from segtune.engine.half import halve_frozen
@@ -45,12 +44,7 @@ def measure(case: Case, way: str, folder: Path) -> dict[str, Any]:
         halve_frozen(ours(way, case)(model), "bf16")
     step = Step(model, case, "32" if theirs else "bf16")
     with patch.object(sam_attention, "worth_chunking", lambda query: False) if theirs else nullcontext():
-        step()
-        highest = highest_bytes()
-        begin = time.process_time()
-        step()
-        seconds = time.process_time() - begin
-    return {"before_bytes": before, "peak_bytes": highest, "seconds": seconds}
+        return peak_and_seconds(step, before)
 
 
 def main() -> None:
@@ -70,15 +64,8 @@ def main() -> None:
         rows = [row for row in rows if row["case"] not in arguments.only]
     for name in arguments.only:
         case = CASES[name]
-        own: dict[str, dict[str, Any]] = {}
-        for _ in range(arguments.repeats):
-            for way in WAYS:
-                found = elsewhere(measure, case, way, arguments.autogluon)
-                print(f"{name} {way}: {found}", flush=True)
-                seconds = found.pop("seconds")
-                own.setdefault(way, {"case": name, "way": way, "processor": [], **found})
-                own[way]["processor"].append(seconds)
-        rows += own.values()
+        calls = {way: (case, way, arguments.autogluon) for way in WAYS}
+        rows += in_turn(name, calls, measure, arguments.repeats)
     cases = {
         name: {"model": CASES[name].model, "size": CASES[name].size, "batch": 1, "rank": CASES[name].rank}
         for name in NAMES

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from unittest.mock import patch
 
 import psutil
 import torch
-from peers import Case, Step, build, elsewhere, highest_bytes, ours
+from peers import Case, Step, build, in_turn, ours, peak_and_seconds
 
 from segtune.engine.files import write_json
 from segtune.engine.half import halve_frozen
@@ -102,12 +101,7 @@ def measure(setting: Setting, levers: tuple[str, ...]) -> dict[str, Any]:
     before = psutil.Process().memory_info().rss
     step = make(setting, levers)
     with on(levers):
-        step()
-        highest = highest_bytes()
-        begin = time.process_time()
-        step()
-        seconds = time.process_time() - begin
-    return {"before_bytes": before, "peak_bytes": highest, "seconds": seconds}
+        return peak_and_seconds(step, before)
 
 
 def main() -> None:
@@ -124,15 +118,8 @@ def main() -> None:
         rows = [row for row in rows if row["case"] not in arguments.only]
     for name in arguments.only:
         setting = CASES[name]
-        own: dict[str, dict[str, Any]] = {}
-        for _ in range(arguments.repeats):
-            for way, levers in ways(setting).items():
-                found = elsewhere(measure, setting, levers)
-                print(f"{name} {way}: {found}", flush=True)
-                seconds = found.pop("seconds")
-                own.setdefault(way, {"case": name, "way": way, "processor": [], **found})
-                own[way]["processor"].append(seconds)
-        rows += own.values()
+        calls = {way: (setting, levers) for way, levers in ways(setting).items()}
+        rows += in_turn(name, calls, measure, arguments.repeats)
     cases = {
         name: {
             "model": setting.case.model,

@@ -27,7 +27,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,6 +285,37 @@ def peak(case: Case, way: str, precision: str, folder: Path | None) -> dict[str,
     adapt(way, model, case, folder)
     Step(model, case, precision)()
     return {"before_bytes": before, "peak_bytes": highest_bytes()}
+
+
+def peak_and_seconds(step: Step, before: int) -> dict[str, Any]:
+    """Peak memory of this process over a step, what it held before, and processor seconds of another step."""
+    step()
+    highest = highest_bytes()
+    begin = time.process_time()
+    step()
+    return {"before_bytes": before, "peak_bytes": highest, "seconds": time.process_time() - begin}
+
+
+def in_turn(
+    name: str, ways: Mapping[str, tuple[Any, ...]], measure: Callable[..., dict[str, Any]], repeats: int
+) -> list[dict[str, Any]]:
+    """A row for each way of a case; in every repeat they follow each other, each in a process of its own.
+
+    Args:
+        name: of the case.
+        ways: name of a way -> arguments of `measure`.
+        measure: returns "seconds" among others.
+        repeats: of all ways.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(repeats):
+        for way, arguments in ways.items():
+            found = elsewhere(measure, *arguments)
+            print(f"{name} {way}: {found}", flush=True)
+            seconds = found.pop("seconds")
+            rows.setdefault(way, {"case": name, "way": way, "processor": [], **found})
+            rows[way]["processor"].append(seconds)
+    return list(rows.values())
 
 
 def elsewhere(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

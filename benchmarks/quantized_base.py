@@ -25,6 +25,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sam_methods import MODEL, polyps
+
 from segtune.engine.files import write_json
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -38,14 +40,7 @@ WAYS = {
 """Precision and kind of base. In bf16 the weights of a whole base are rounded once (engine/half.py)."""
 SEEDS = 3
 TUNING = {
-    "model.width": 96,
-    "model.depth": 6,
-    "model.heads": 4,
-    "model.global_blocks": [2, 5],
-    "model.window": 6,
-    "model.patch_size": 8,
-    "model.image_size": 128,
-    "model.decoder_width": 64,
+    **MODEL,
     "method.rank": 4,
     "data.resize": [96, 128],
     "data.scale": [0.8, 1.25],
@@ -198,8 +193,6 @@ def measure_time(report: dict[str, Any], repeats: int) -> None:
 
 def measure_quality(report: dict[str, Any], shared: Path, base: Path, work: Path) -> None:
     """Scores of tuned models."""
-    from sam_methods import polyps
-
     import segtune
 
     data = polyps(shared / "cvc612", work / "cvc612")

@@ -48,6 +48,9 @@ class Heap:
         """End -> start."""
         self._by_size: list[tuple[int, int]] = []
         self._pages: dict[int, int] = {}
+        """Key below 0 -> size; a key is never used again."""
+        self._num_keys = 0
+        self._mapped = 0
 
     def allocate(self, size: int) -> int:
         """Memory for so many bytes.
@@ -64,10 +67,11 @@ class Heap:
             return self._place(start, start + length, own)
         if self._end - self._top < needed:
             if needed >= self._threshold:
-                key = min(self._pages, default=0) - 1
-                self._pages[key] = _round_up(needed, PAGE)
+                self._num_keys += 1
+                self._pages[-self._num_keys] = _round_up(needed, PAGE)
+                self._mapped += _round_up(needed, PAGE)
                 self._note()
-                return key
+                return -self._num_keys
             self._end = _round_up(self._top + needed + TOP_PAD, PAGE)
             self._note()
         key = self._place(self._top, self._end, own, is_top=True)
@@ -78,6 +82,7 @@ class Heap:
         """Gives memory back that `allocate` gave."""
         if key < 0:
             size = self._pages.pop(key)
+            self._mapped -= size
             if size <= MAX_THRESHOLD:
                 self._threshold = max(self._threshold, size)
             return
@@ -123,7 +128,7 @@ class Heap:
         return size
 
     def _note(self) -> None:
-        self.peak = max(self.peak, self._end + sum(self._pages.values()))
+        self.peak = max(self.peak, self._end + self._mapped)
 
 
 def _round_up(value: int, multiple: int) -> int:

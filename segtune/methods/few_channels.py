@@ -26,7 +26,7 @@ def convolve(
     gelu: bool,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Sum over phases p of `weight_p * GELU(conv(x, K_p) + bias)`.
+    """Sum over phases p of `weight_p * GELU(conv(x, K_p) + bias)`, outside of autocast, in one type.
 
     Args:
         x: [B, r, H, W].

@@ -22,17 +22,9 @@ from segtune.errors import MissingExtraError, UsageError
 from segtune.methods import METHODS
 from segtune.methods.attach import Adapted, attach, own_weight
 from segtune.models import MODELS
-from tests.support import make_config, make_data
+from tests.support import TINY_SAM, make_config, make_data
 
-SAM = {
-    "width": 32,
-    "depth": 2,
-    "heads": 2,
-    "global_blocks": (1,),
-    "window": 2,
-    "image_size": 32,
-    "decoder_width": 16,
-}
+SAM = {**TINY_SAM, "width": 32}
 NF4 = (
     "-1 -0.696193 -0.525073 -0.394917 -0.284441 -0.184773 -0.091050 0"
     " 0.079580 0.160930 0.246112 0.337915 0.440710 0.562617 0.722957 1"
